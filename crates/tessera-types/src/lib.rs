@@ -1,0 +1,23 @@
+//! The words of Tessera.
+//!
+//! Everything that more than one crate must agree on: what a card is, what a container asks for, what it was
+//! given, and why it was refused. Nothing here reads a file, a clock, the environment or a cluster, and nothing
+//! here knows how these values are spelled on the wire (that is `tessera-wire`).
+
+mod allocation;
+mod amount;
+mod card;
+mod id;
+mod policy;
+mod reason;
+mod request;
+mod usage;
+
+pub use allocation::{Allocation, ClassAllocation, MigReservation, MigRuntime, Share};
+pub use amount::{Cores, Mib, WHOLE_CARD_CORES};
+pub use card::{Card, CardMode, MigProfile, Placement};
+pub use id::{CardId, IdError, Keyword, NodeName, PodId, PodUid};
+pub use policy::{CardOrder, CardPolicy, NodePolicy, Weights, WeightsError};
+pub use reason::{Dimension, NodeRefusal, Reason, ReasonKind};
+pub use request::{Ask, ContainerDemand, ContainerRole, Demand, MemoryAsk, Selection};
+pub use usage::{CardUsage, PodUsage, effective_usage};

@@ -1,0 +1,134 @@
+//! Why a card or a node was refused. One value; event text, HTTP text, metric label and advice are renderings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::CardId;
+
+/// What was short or wrong, as a closed set. [`ReasonKind::token`] is HAMi's word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ReasonKind {
+    /// The card does not work.
+    Unhealthy,
+    /// An administrator keeps new work off the card.
+    Cordoned,
+    /// The model is not among those asked for.
+    ModelMismatch,
+    /// The card's mode is not among those asked for.
+    ModeMismatch,
+    /// The id is not among those asked for.
+    IdMismatch,
+    /// All slots are taken.
+    SlotsExhausted,
+    /// All compute is promised, so not even a task without a claim is admitted.
+    ComputeExhausted,
+    /// Too little memory is free.
+    MemoryShort,
+    /// Too little compute is free.
+    CoresShort,
+    /// The cards do not lie on one NUMA node.
+    NumaMismatch,
+    /// The card must be unused and is not.
+    ExclusiveConflict,
+    /// A rule of the class refuses the card.
+    ClassRule,
+    /// No hardware instance of the size can be placed.
+    NoPlacement,
+    /// The namespace's quota is used up.
+    QuotaShort,
+    /// Some cards fit, but not enough of them.
+    TooFewFit,
+    /// The node has fewer cards of the class than asked for.
+    TooFewCards,
+    /// The node has no card of the class.
+    ClassAbsent,
+}
+
+impl ReasonKind {
+    /// The word that HAMi's users and dashboards know.
+    #[must_use]
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Unhealthy => "CardNotHealth",
+            Self::Cordoned => "CardCordoned",
+            Self::ModelMismatch => "CardTypeMismatch",
+            Self::ModeMismatch => "ModeNotFit",
+            Self::IdMismatch => "CardUuidMismatch",
+            Self::SlotsExhausted => "CardTimeSlicingExhausted",
+            Self::ComputeExhausted => "CardComputeUnitsExhausted",
+            Self::MemoryShort => "CardInsufficientMemory",
+            Self::CoresShort => "CardInsufficientCore",
+            Self::NumaMismatch => "NumaNotFit",
+            Self::ExclusiveConflict => "ExclusiveDeviceAllocateConflict",
+            Self::ClassRule => "CardNotFoundCustomFilterRule",
+            Self::NoPlacement => "CardMigTopologyInfeasible",
+            Self::QuotaShort => "ResourceQuotaNotFit",
+            Self::TooFewFit => "AllocatedCardsInsufficientRequest",
+            Self::TooFewCards => "NodeInsufficientDevice",
+            Self::ClassAbsent => "Device type not found",
+        }
+    }
+}
+
+/// In what an amount is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dimension {
+    /// Memory, MiB.
+    MemoryMib,
+    /// Compute, percent of a card.
+    CoresPercent,
+    /// Slots of a card.
+    Slots,
+    /// Cards.
+    Cards,
+    /// Something that only the class counts.
+    Other,
+}
+
+/// Why one card (or all of them together) did not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// What kind.
+    pub kind: ReasonKind,
+    /// Which card; `None` if it concerns the node's cards together.
+    pub card: Option<CardId>,
+    /// How much was wanted, if an amount was short.
+    pub wanted: Option<(Dimension, u64)>,
+    /// How much was free in the same dimension.
+    pub free: Option<u64>,
+    /// How many cards HAMi's counted text charges to this reason (1 for a single card).
+    pub count: u32,
+}
+
+impl Reason {
+    /// A reason without an amount.
+    #[must_use]
+    pub fn of(kind: ReasonKind, card: Option<CardId>) -> Self {
+        Self { kind, card, wanted: None, free: None, count: 1 }
+    }
+
+    /// An amount that is short.
+    #[must_use]
+    pub fn short(kind: ReasonKind, card: Option<CardId>, dimension: Dimension, wanted: u64, free: u64) -> Self {
+        Self { kind, card, wanted: Some((dimension, wanted)), free: Some(free), count: 1 }
+    }
+}
+
+/// Why a node did not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeRefusal {
+    /// The node registers no cards at all, or is unknown.
+    Unregistered,
+    /// Its cards were tried; `cards` is how many of the class it has.
+    Cards {
+        /// Cards of the class on the node.
+        cards: u32,
+        /// Which container could not be placed (position in the pod).
+        container: u32,
+        /// In the order of examination.
+        reasons: Vec<Reason>,
+    },
+}

@@ -1,0 +1,41 @@
+//! Every chore of the repository: `cargo xtask <command>`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod tidy;
+mod tool;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Every chore of the repository")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pass the tests: format, lints, rules, every suite, the real cluster. Last line: `N passed, N failed, N skipped`.
+    Check(check::CheckArgs),
+    /// Check the rules of the repository that no compiler knows.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            tool::say(&format!("error: {error}"));
+            for cause in error.chain().skip(1) {
+                tool::say(&format!("  because: {cause}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
