@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod check;
 mod tidy;
 mod tool;
+mod up;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Every chore of the repository")]
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// Pass the tests: format, lints, rules, every suite, the real cluster. Last line: `N passed, N failed, N skipped`.
     Check(check::CheckArgs),
+    /// Start a one-node Kubernetes with Tessera and a sample of pods that share one card.
+    Up(up::UpArgs),
     /// Check the rules of the repository that no compiler knows.
     Tidy,
 }
@@ -26,6 +29,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Up(args) => up::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {

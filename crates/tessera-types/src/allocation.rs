@@ -63,9 +63,12 @@ pub struct Allocation {
 impl Allocation {
     /// All shares with the position of their container.
     pub fn shares(&self) -> impl Iterator<Item = (usize, &Share)> {
-        self.classes
-            .values()
-            .flat_map(|class| class.iter().enumerate().flat_map(|(at, shares)| shares.iter().map(move |s| (at, s))))
+        self.classes.values().flat_map(|class| {
+            class
+                .iter()
+                .enumerate()
+                .flat_map(|(at, shares)| shares.iter().map(move |s| (at, s)))
+        })
     }
 
     /// Whether nothing was given.

@@ -82,7 +82,7 @@ impl CardOrder {
 /// The card policy of one pod: the written keys in order, and whether they were written as a list.
 ///
 /// A single key and a list of one key differ in their tie-breaks, so the form is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CardPolicy {
     keys: Vec<CardOrder>,
     list: bool,
@@ -103,13 +103,22 @@ impl CardPolicy {
                 None => unknown.push(word.trim().to_owned()),
             }
         }
-        (Self { keys, list: text.contains(',') || text.trim() == "numa" }, unknown)
+        (
+            Self {
+                keys,
+                list: text.contains(',') || text.trim() == "numa",
+            },
+            unknown,
+        )
     }
 
     /// The policy of one key.
     #[must_use]
     pub fn single(key: CardOrder) -> Self {
-        Self { keys: vec![key], list: key == CardOrder::Numa }
+        Self {
+            keys: vec![key],
+            list: key == CardOrder::Numa,
+        }
     }
 
     /// The keys in written order, without duplicates.
@@ -150,7 +159,7 @@ impl fmt::Display for CardPolicy {
 }
 
 /// Weights of the three terms of a card's score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Weights {
     /// Of used slots.
     pub slot: u32,
@@ -162,7 +171,11 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { slot: 1, core: 1, memory: 1 }
+        Self {
+            slot: 1,
+            core: 1,
+            memory: 1,
+        }
     }
 }
 
@@ -202,7 +215,9 @@ impl Weights {
     pub fn parse(text: &str) -> Result<Self, WeightsError> {
         let (mut slot, mut core, mut memory) = (None, None, None);
         for part in text.split(',') {
-            let (key, value) = part.split_once('=').ok_or_else(|| WeightsError::NotAPair(part.trim().to_owned()))?;
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| WeightsError::NotAPair(part.trim().to_owned()))?;
             let (key, value) = (key.trim(), value.trim());
             let place = match key {
                 "slot" => &mut slot,
@@ -217,7 +232,10 @@ impl Weights {
                 .parse::<i32>()
                 .ok()
                 .and_then(|n| u32::try_from(n).ok())
-                .ok_or_else(|| WeightsError::BadValue { key: key.to_owned(), value: value.to_owned() })?;
+                .ok_or_else(|| WeightsError::BadValue {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                })?;
             *place = Some(number);
         }
         let weights = Self {
@@ -225,7 +243,13 @@ impl Weights {
             core: core.ok_or(WeightsError::Missing("core"))?,
             memory: memory.ok_or(WeightsError::Missing("memory"))?,
         };
-        if weights == (Self { slot: 0, core: 0, memory: 0 }) {
+        if weights
+            == (Self {
+                slot: 0,
+                core: 0,
+                memory: 0,
+            })
+        {
             return Err(WeightsError::AllZero);
         }
         Ok(weights)

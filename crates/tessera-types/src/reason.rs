@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::CardId;
+use crate::{CardId, Keyword};
 
 /// What was short or wrong, as a closed set. [`ReasonKind::token`] is HAMi's word for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -15,8 +15,10 @@ pub enum ReasonKind {
     Cordoned,
     /// The model is not among those asked for.
     ModelMismatch,
-    /// The card's mode is not among those asked for.
+    /// The card's mode is not among those asked for, where HAMi has a word of its own for that.
     ModeMismatch,
+    /// The card's mode is not among those asked for; HAMi counts it as a wrong model.
+    CardMode,
     /// The id is not among those asked for.
     IdMismatch,
     /// All slots are taken.
@@ -52,7 +54,7 @@ impl ReasonKind {
         match self {
             Self::Unhealthy => "CardNotHealth",
             Self::Cordoned => "CardCordoned",
-            Self::ModelMismatch => "CardTypeMismatch",
+            Self::ModelMismatch | Self::CardMode => "CardTypeMismatch",
             Self::ModeMismatch => "ModeNotFit",
             Self::IdMismatch => "CardUuidMismatch",
             Self::SlotsExhausted => "CardTimeSlicingExhausted",
@@ -67,6 +69,30 @@ impl ReasonKind {
             Self::TooFewFit => "AllocatedCardsInsufficientRequest",
             Self::TooFewCards => "NodeInsufficientDevice",
             Self::ClassAbsent => "Device type not found",
+        }
+    }
+
+    /// A short name for metric labels and logs; a closed set.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Unhealthy => "unhealthy",
+            Self::Cordoned => "cordoned",
+            Self::ModelMismatch => "model-mismatch",
+            Self::ModeMismatch | Self::CardMode => "mode-mismatch",
+            Self::IdMismatch => "id-mismatch",
+            Self::SlotsExhausted => "slots-exhausted",
+            Self::ComputeExhausted => "compute-exhausted",
+            Self::MemoryShort => "memory-short",
+            Self::CoresShort => "cores-short",
+            Self::NumaMismatch => "numa-mismatch",
+            Self::ExclusiveConflict => "exclusive-conflict",
+            Self::ClassRule => "class-rule",
+            Self::NoPlacement => "no-placement",
+            Self::QuotaShort => "quota-short",
+            Self::TooFewFit => "too-few-fit",
+            Self::TooFewCards => "too-few-cards",
+            Self::ClassAbsent => "class-absent",
         }
     }
 }
@@ -106,24 +132,46 @@ impl Reason {
     /// A reason without an amount.
     #[must_use]
     pub fn of(kind: ReasonKind, card: Option<CardId>) -> Self {
-        Self { kind, card, wanted: None, free: None, count: 1 }
+        Self {
+            kind,
+            card,
+            wanted: None,
+            free: None,
+            count: 1,
+        }
     }
 
     /// An amount that is short.
     #[must_use]
     pub fn short(kind: ReasonKind, card: Option<CardId>, dimension: Dimension, wanted: u64, free: u64) -> Self {
-        Self { kind, card, wanted: Some((dimension, wanted)), free: Some(free), count: 1 }
+        Self {
+            kind,
+            card,
+            wanted: Some((dimension, wanted)),
+            free: Some(free),
+            count: 1,
+        }
     }
 }
 
 /// Why a node did not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum NodeRefusal {
     /// The node registers no cards at all, or is unknown.
     Unregistered,
+    /// The node has cards of the class, but takes no new work for it.
+    ClassClosed {
+        /// Which class.
+        class: Keyword,
+        /// Why, as a clause that can follow "because".
+        cause: String,
+    },
     /// Its cards were tried; `cards` is how many of the class it has.
     Cards {
+        /// Which class was short.
+        class: Keyword,
         /// Cards of the class on the node.
         cards: u32,
         /// Which container could not be placed (position in the pod).

@@ -29,7 +29,7 @@ impl MemoryAsk {
 }
 
 /// What one container asks of one class: `count` different cards, and so much of each.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ask {
     /// The class.
     pub class: Keyword,
@@ -69,7 +69,7 @@ pub struct ContainerDemand {
 }
 
 /// Which cards a pod accepts, for one class. Lists are as the user meant them: trimmed entries.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Selection {
     /// The model must match one of these; `None` = no constraint, an empty list matches nothing.
     pub use_models: Option<Vec<String>>,
@@ -114,8 +114,11 @@ impl Demand {
     /// The classes asked for, each once, in keyword order.
     #[must_use]
     pub fn classes(&self) -> Vec<Keyword> {
-        let mut classes: Vec<Keyword> =
-            self.containers.iter().flat_map(|c| c.asks.iter().map(|ask| ask.class.clone())).collect();
+        let mut classes: Vec<Keyword> = self
+            .containers
+            .iter()
+            .flat_map(|c| c.asks.iter().map(|ask| ask.class.clone()))
+            .collect();
         classes.sort();
         classes.dedup();
         classes
@@ -124,6 +127,9 @@ impl Demand {
     /// The constraint for `class`; none if the pod states none.
     #[must_use]
     pub fn selection(&self, class: &Keyword) -> Option<&Selection> {
-        self.selections.iter().find(|(keyword, _)| keyword == class).map(|(_, selection)| selection)
+        self.selections
+            .iter()
+            .find(|(keyword, _)| keyword == class)
+            .map(|(_, selection)| selection)
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Allocation, CardId, ContainerRole, Cores, Keyword, Mib};
 
 /// An amount of each of a card's common dimensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct CardUsage {
     /// Slots.
     pub slots: u32,
@@ -75,13 +75,18 @@ pub fn effective_usage(allocation: &Allocation, roles: &[ContainerRole], init_do
             let role = roles.get(position).copied().unwrap_or(ContainerRole::App);
             let mut here: BTreeMap<&CardId, CardUsage> = BTreeMap::new();
             for share in shares {
-                let one = CardUsage { slots: 1, memory: share.memory, cores: share.cores };
+                let one = CardUsage {
+                    slots: 1,
+                    memory: share.memory,
+                    cores: share.cores,
+                };
                 let sum = here.entry(&share.card).or_default();
                 *sum = sum.plus(one);
             }
             for (card, amount) in here {
-                let (_, sums) =
-                    by_card.entry(card.clone()).or_insert_with(|| (class.clone(), Sums::default()));
+                let (_, sums) = by_card
+                    .entry(card.clone())
+                    .or_insert_with(|| (class.clone(), Sums::default()));
                 match role {
                     ContainerRole::Sidecar => sums.sidecars = sums.sidecars.plus(amount),
                     ContainerRole::Init if init_done => {}
@@ -134,16 +139,31 @@ mod tests {
             vec![share("a", 3000, 10)],
             vec![share("a", 2000, 10)],
         ];
-        assert_eq!(usage(containers.clone(), &[Init, Init, App, App], false), [("a".to_owned(), 2, 6000, 50)]);
-        assert_eq!(usage(containers, &[Init, Init, App, App], true), [("a".to_owned(), 2, 5000, 20)]);
+        assert_eq!(
+            usage(containers.clone(), &[Init, Init, App, App], false),
+            [("a".to_owned(), 2, 6000, 50)]
+        );
+        assert_eq!(
+            usage(containers, &[Init, Init, App, App], true),
+            [("a".to_owned(), 2, 5000, 20)]
+        );
     }
 
     #[test]
     fn a_sidecar_runs_beside_what_follows_it() {
         let containers = vec![vec![share("a", 6000, 0)], vec![share("a", 6000, 0)]];
-        assert_eq!(usage(containers.clone(), &[Sidecar, App], false), [("a".to_owned(), 2, 12_000, 0)]);
-        assert_eq!(usage(containers.clone(), &[Sidecar, Init], false), [("a".to_owned(), 2, 12_000, 0)]);
+        assert_eq!(
+            usage(containers.clone(), &[Sidecar, App], false),
+            [("a".to_owned(), 2, 12_000, 0)]
+        );
+        assert_eq!(
+            usage(containers.clone(), &[Sidecar, Init], false),
+            [("a".to_owned(), 2, 12_000, 0)]
+        );
         // An init container before the sidecar never meets it.
-        assert_eq!(usage(containers, &[Init, Sidecar], false), [("a".to_owned(), 1, 6000, 0)]);
+        assert_eq!(
+            usage(containers, &[Init, Sidecar], false),
+            [("a".to_owned(), 1, 6000, 0)]
+        );
     }
 }

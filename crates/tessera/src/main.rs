@@ -1,2 +1,63 @@
-//! The one binary.
-fn main() {}
+//! The one binary. Composition only: every subcommand is a library of its own.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "tessera", version, about = "Shares AI cards between pods, each held to what it asked for")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "made once, at the start")]
+enum Command {
+    /// Serve kube-scheduler (filter, prioritize, bind, preempt) and the admission webhooks.
+    Scheduler(tessera_extender::SchedulerArgs),
+    /// Serve the kubelet of this node: publish its cards, seal a grant for each container.
+    Agent(tessera_agent::AgentArgs),
+    /// Print the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Scheduler(args) => {
+            tessera_extender::init_logs(&args);
+            block_on(2, tessera_extender::run(args))
+        }
+        Command::Agent(args) => {
+            tessera_agent::init_logs(&args);
+            block_on(1, tessera_agent::run(args))
+        }
+        Command::Version => {
+            tell(&mut std::io::stdout(), &format!("tessera {}", env!("CARGO_PKG_VERSION")));
+            return ExitCode::SUCCESS;
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = format!("error: {error}");
+            for cause in error.chain().skip(1) {
+                text.push_str("\n  because: ");
+                text.push_str(&cause.to_string());
+            }
+            tell(&mut std::io::stderr(), &text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a service to its end on `workers` threads.
+fn block_on(workers: usize, service: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(service)
+}
+
+/// One line to a stream whose reader may be gone.
+fn tell(stream: &mut dyn std::io::Write, line: &str) {
+    drop(writeln!(stream, "{line}"));
+}

@@ -1,0 +1,547 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+use tessera_probe::{CardFacts, MigMode};
+use tessera_types::{Card, CardMode};
+
+use super::*;
+
+const A: &str = "GPU-aaaaaaaa-0000-0000-0000-00000000000a";
+const B: &str = "GPU-bbbbbbbb-0000-0000-0000-00000000000b";
+
+fn card(uuid: &str, index: u32) -> Managed {
+    Managed {
+        card: Card {
+            id: CardId::new(uuid).unwrap(),
+            class: Keyword::new("NVIDIA").unwrap(),
+            index,
+            slots: 10,
+            memory: Mib::new(10_000),
+            cores: Cores::new(100),
+            model: Arc::from("NVIDIA A100"),
+            numa: 0,
+            mode: CardMode::new("hami-core"),
+            healthy: true,
+            mig_profiles: Vec::new(),
+            link_scores: BTreeMap::new(),
+            custom: BTreeMap::new(),
+        },
+        facts: CardFacts {
+            index,
+            uuid: uuid.into(),
+            model: "A100".into(),
+            minor: Some(index),
+            pci_bus_id: String::new(),
+            memory_total_bytes: Some(10_000 << 20),
+            memory_reserved_bytes: None,
+            numa: None,
+            compute_capability: None,
+            mig: MigMode::Unsupported,
+            mig_profiles: Vec::new(),
+        },
+        sick: None,
+        numa_known: None,
+    }
+}
+
+fn book() -> Book {
+    let mut book = Book::new(Keyword::new("NVIDIA").unwrap());
+    book.set_cards([card(A, 0), card(B, 1)]);
+    book
+}
+
+struct PodText<'a> {
+    name: &'a str,
+    init: &'a [&'a str],
+    apps: &'a [&'a str],
+    text: String,
+    own: bool,
+    phase: &'a str,
+}
+
+fn own<'a>(name: &'a str, apps: &'a [&'a str], text: &str) -> PodText<'a> {
+    PodText {
+        name,
+        init: &[],
+        apps,
+        text: text.into(),
+        own: true,
+        phase: "Pending",
+    }
+}
+
+fn uid(name: &str) -> PodUid {
+    PodUid::new(format!("uid-{name}")).unwrap()
+}
+
+impl PodText<'_> {
+    fn view(&self) -> PodView {
+        let containers = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+        let mut annotations = json!({
+            "hami.io/vgpu-node": "n1",
+            "hami.io/vgpu-devices-allocated": self.text,
+            "hami.io/vgpu-devices-to-allocate": self.text,
+            "hami.io/bind-phase": "allocating",
+            "hami.io/bind-time": "1705054796",
+        });
+        if self.own {
+            annotations["tessera.dev/scheduler"] = json!("1");
+        }
+        PodView::from_json(&json!({
+            "metadata": {
+                "namespace": "default",
+                "name": self.name,
+                "uid": format!("uid-{}", self.name),
+                "annotations": annotations,
+            },
+            "spec": {
+                "nodeName": "n1",
+                "initContainers": containers(self.init),
+                "containers": containers(self.apps),
+            },
+            "status": {"phase": self.phase},
+        }))
+        .unwrap()
+    }
+}
+
+fn ids(list: &[(&str, u32)]) -> Vec<String> {
+    list.iter().map(|(card, k)| slot::id(card, *k)).collect()
+}
+
+/// What the desk does after a choice.
+fn grant(book: &mut Book, choice: &Choice, ids: &[String]) -> Record {
+    let candidate = choice.candidate();
+    let serial = book.next_serial();
+    let record = Record {
+        id: format!("{serial:032x}"),
+        ids: ids.iter().cloned().collect(),
+        pod: candidate.pod.clone(),
+        container: candidate.container.clone(),
+        index: candidate.index,
+        shares: candidate.shares.clone(),
+        limited: book.limits(&candidate.shares),
+        sealed: false,
+        serial,
+    };
+    book.set_record(record.clone());
+    record
+}
+
+fn truth(record: &Record, pod: &str, container: &str) -> Truth {
+    Truth {
+        grant: record.id.clone(),
+        uid: uid(pod),
+        container: container.into(),
+    }
+}
+
+fn apply(book: &mut Book, settled: Settled) {
+    for record in settled.changed {
+        book.set_record(record);
+    }
+}
+
+fn limits(record: &Record) -> Vec<(String, u64)> {
+    record
+        .shares
+        .iter()
+        .map(|share| (share.card.to_string(), share.memory.get()))
+        .collect()
+}
+
+#[test]
+fn preference_names_free_ids_of_the_expected_containers_cards() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
+    let request = |available: Vec<String>, must: Vec<String>, size| PreferredRequest {
+        available,
+        must_include: must,
+        size,
+    };
+    let all = ids(&[(B, 0), (B, 1), (A, 4), (A, 5)]);
+    assert_eq!(book.preferred(&[request(all.clone(), vec![], 1)]), [ids(&[(A, 4)])]);
+    // What must be included counts for its card.
+    assert_eq!(
+        book.preferred(&[request(all.clone(), ids(&[(A, 5)]), 1)]),
+        [ids(&[(A, 5)])]
+    );
+    // Of another card it makes the number wrong: no answer.
+    assert!(book.preferred(&[request(all.clone(), ids(&[(B, 0)]), 1)]).is_empty());
+    // Another size is somebody else's request.
+    assert!(book.preferred(&[request(all, vec![], 2)]).is_empty());
+    // No free slot of the card.
+    assert!(book.preferred(&[request(ids(&[(B, 0)]), vec![], 1)]).is_empty());
+}
+
+#[test]
+fn containers_are_served_in_pod_order_init_first() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;;{B},NVIDIA,2000,0:;");
+    book.set_pod(
+        PodText {
+            init: &["init"],
+            ..own("p", &["plain", "main"], &text)
+        }
+        .view(),
+    );
+    let choice = book.choose_exact(&ids(&[(A, 0)])).unwrap();
+    assert_eq!(
+        (choice.candidate().container.as_str(), choice.candidate().index),
+        ("init", 0)
+    );
+    // The next container is not a candidate before its turn.
+    assert!(book.choose_exact(&ids(&[(B, 0)])).is_err());
+    grant(&mut book, &choice, &ids(&[(A, 0)]));
+    let choice = book.choose_exact(&ids(&[(B, 0)])).unwrap();
+    assert_eq!(
+        (choice.candidate().container.as_str(), choice.candidate().index),
+        ("main", 2)
+    );
+}
+
+#[test]
+fn the_kubelet_s_record_decides_between_equal_cards_with_other_limits() {
+    let mut book = book();
+    book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    book.set_pod(own("p2", &["c"], &format!("{A},NVIDIA,3000,0:;")).view());
+    let first = ids(&[(A, 0)]);
+    let record = book
+        .choose_exact(&first)
+        .map(|choice| grant(&mut book, &choice, &first))
+        .unwrap();
+    assert_eq!(record.pod.name, "p1");
+    // The kubelet meant p2.
+    let settled = book.settle(&record.ids, &[truth(&record, "p2", "c")]).unwrap();
+    assert_eq!(limits(&settled.changed[0]), [(A.to_owned(), 3000)]);
+    assert!(settled.changed[0].sealed);
+    apply(&mut book, settled);
+    // p1 waits again and gets its own.
+    let second = ids(&[(A, 1)]);
+    let choice = book.choose_exact(&second).unwrap();
+    assert_eq!(choice.candidate().pod.name, "p1");
+    // Nothing has to be moved in the annotations.
+    assert_eq!(book.work(&uid("p2")), None);
+}
+
+#[test]
+fn exchanged_grants_are_put_right_in_one_step_with_their_annotations() {
+    let mut book = book();
+    book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,7000,0:;")).view());
+    book.set_pod(own("p2", &["c"], &format!("{B},NVIDIA,6000,0:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let on_b = ids(&[(B, 0)]);
+    let first = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    let second = book
+        .choose_exact(&on_b)
+        .map(|choice| grant(&mut book, &choice, &on_b))
+        .unwrap();
+    let record = [truth(&first, "p2", "c"), truth(&second, "p1", "c")];
+    let settled = book.settle(&first.ids, &record).unwrap();
+    assert_eq!(settled.asked, std::slice::from_ref(&first.id));
+    apply(&mut book, settled);
+    assert_eq!(limits(book.record(&first.id).unwrap()), [(A.to_owned(), 6000)]);
+    assert_eq!(limits(book.record(&second.id).unwrap()), [(B.to_owned(), 7000)]);
+    assert!(
+        !book.record(&second.id).unwrap().sealed,
+        "it is sealed before its own start"
+    );
+    let settled = book.settle(&second.ids, &record).unwrap();
+    apply(&mut book, settled);
+    let text = |pod: &str| {
+        book.work(&uid(pod)).unwrap().annotations[keys::NVIDIA_ALLOCATED]
+            .clone()
+            .unwrap()
+    };
+    assert_eq!(text("p1"), format!("{B},NVIDIA,7000,0:;"));
+    assert_eq!(text("p2"), format!("{A},NVIDIA,6000,0:;"));
+}
+
+#[test]
+fn a_card_that_the_kubelet_took_instead_is_granted_when_the_limits_fit() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
+    let wanted = ids(&[(B, 3)]);
+    assert!(book.choose_exact(&wanted).is_err());
+    let choice = book.choose_moved(&wanted).unwrap();
+    let Choice::Moved { from, .. } = &choice else {
+        panic!("{choice:?}")
+    };
+    assert_eq!(from[0].as_str(), A);
+    let record = grant(&mut book, &choice, &wanted);
+    assert_eq!(limits(&record), [(B.to_owned(), 3000)]);
+    // The booking follows once the owner is proven.
+    assert_eq!(book.work(&uid("p")), None);
+    let settled = book.settle(&record.ids, &[truth(&record, "p", "c")]).unwrap();
+    apply(&mut book, settled);
+    let work = book.work(&uid("p")).unwrap();
+    assert_eq!(
+        work.annotations[keys::NVIDIA_ALLOCATED].as_deref(),
+        Some(format!("{B},NVIDIA,3000,30:;").as_str())
+    );
+}
+
+#[test]
+fn a_card_without_room_is_refused_with_amounts() {
+    let mut book = book();
+    book.set_pod(
+        PodText {
+            phase: "Running",
+            ..own("old", &["c"], &format!("{B},NVIDIA,9000,0:;"))
+        }
+        .view(),
+    );
+    let old = ids(&[(B, 0)]);
+    let choice = book.choose_exact(&old).unwrap();
+    grant(&mut book, &choice, &old);
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
+    let error = book.choose_moved(&ids(&[(B, 3)])).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("3000 MiB wanted, 1000 MiB free"), "{text}");
+    assert!(
+        text.contains(A) && text.contains(B) && text.contains("default/p"),
+        "{text}"
+    );
+}
+
+#[test]
+fn ids_without_a_record_or_a_known_pod_wait() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let record = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    assert_eq!(book.settle(&record.ids, &[]), Err(NoOwner::NoRecord));
+    assert!(matches!(
+        book.settle(&record.ids, &[truth(&record, "stranger", "c")]),
+        Err(NoOwner::UnknownPod { .. })
+    ));
+    assert!(matches!(
+        book.settle(&record.ids, &[truth(&record, "p", "other")]),
+        Err(NoOwner::NoEntry { .. })
+    ));
+    assert!(matches!(
+        book.cards_of(&["GPU-x-0".into()]),
+        Err(NoOwner::UnknownId { .. })
+    ));
+}
+
+#[test]
+fn ids_of_an_init_container_serve_an_app_container_after_it() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;{A},NVIDIA,4000,0:;");
+    book.set_pod(
+        PodText {
+            init: &["init"],
+            ..own("p", &["main"], &text)
+        }
+        .view(),
+    );
+    let on_a = ids(&[(A, 0)]);
+    let init = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    let main = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    assert_eq!((init.container.as_str(), main.container.as_str()), ("init", "main"));
+    let settled = book
+        .settle(&init.ids, &[truth(&init, "p", "init"), truth(&main, "p", "main")])
+        .unwrap();
+    assert_eq!(settled.changed.len(), 2);
+    apply(&mut book, settled);
+    assert_eq!(limits(book.record(&init.id).unwrap()), [(A.to_owned(), 1000)]);
+    assert_eq!(limits(book.record(&main.id).unwrap()), [(A.to_owned(), 4000)]);
+}
+
+#[test]
+fn ids_of_an_ended_pod_serve_the_next_one() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;");
+    book.set_pod(own("old", &["c"], &text).view());
+    let on_a = ids(&[(A, 0)]);
+    let old = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    let settled = book.settle(&old.ids, &[truth(&old, "old", "c")]).unwrap();
+    apply(&mut book, settled);
+    book.set_pod(
+        PodText {
+            phase: "Succeeded",
+            ..own("old", &["c"], &text)
+        }
+        .view(),
+    );
+    book.set_pod(own("new", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
+    let new = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    assert_eq!(new.pod.name, "new");
+    // The kubelet may still list the old pod.
+    let settled = book
+        .settle(&new.ids, &[truth(&old, "old", "c"), truth(&new, "new", "c")])
+        .unwrap();
+    assert_eq!(settled.asked, [new.id]);
+}
+
+#[test]
+fn the_kubelet_may_ask_again_for_a_running_container() {
+    let mut book = book();
+    let pod = own("p", &["c"], &format!("{A},NVIDIA,1000,0:;"));
+    book.set_pod(pod.view());
+    let on_a = ids(&[(A, 0)]);
+    let choice = book.choose_exact(&on_a).unwrap();
+    grant(&mut book, &choice, &on_a);
+    let again = book.choose_exact(&on_a).unwrap();
+    assert!(matches!(&again, Choice::Again(candidate) if candidate.pod.name == "p"));
+}
+
+#[test]
+fn whole_cards_need_no_limit() {
+    let book = book();
+    let share = |memory, cores| Share {
+        card: CardId::new(A).unwrap(),
+        class: Keyword::new("NVIDIA").unwrap(),
+        memory: Mib::new(memory),
+        cores: Cores::new(cores),
+    };
+    assert!(!book.limits(&[share(10_000, 0)]));
+    assert!(!book.limits(&[share(10_000, 100)]));
+    assert!(book.limits(&[share(10_000, 50)]));
+    assert!(book.limits(&[share(10_000, 0), share(5_000, 0)]));
+}
+
+#[test]
+fn a_grant_for_a_whole_card_is_never_given_to_a_limited_container() {
+    let mut book = book();
+    book.set_pod(own("whole", &["c"], &format!("{A},NVIDIA,10000,0:;")).view());
+    book.set_pod(own("part", &["c"], &format!("{A},NVIDIA,100,0:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let record = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    assert!(!record.limited);
+    assert!(matches!(
+        book.settle(&record.ids, &[truth(&record, "part", "c")]),
+        Err(NoOwner::NoLibrary { .. })
+    ));
+}
+
+#[test]
+fn our_own_scheduler_s_pods_are_never_written() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let record = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    assert_eq!(book.work(&uid("p")), None);
+    let settled = book.settle(&record.ids, &[truth(&record, "p", "c")]).unwrap();
+    apply(&mut book, settled);
+    assert_eq!(book.work(&uid("p")), None);
+}
+
+fn hami<'a>(name: &'a str, apps: &'a [&'a str], text: &str) -> PodText<'a> {
+    PodText {
+        own: false,
+        ..own(name, apps, text)
+    }
+}
+
+#[test]
+fn hami_s_part_is_played_once_all_containers_are_granted() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;{B},NVIDIA,1000,0:;");
+    book.set_pod(hami("p", &["c", "d"], &text).view());
+    book.set_lock_owner(Some(("default".into(), "p".into())));
+    let on_a = ids(&[(A, 0)]);
+    let choice = book.choose_exact(&on_a).unwrap();
+    grant(&mut book, &choice, &on_a);
+    assert_eq!(book.work(&uid("p")), None);
+    let on_b = ids(&[(B, 0)]);
+    let choice = book.choose_exact(&on_b).unwrap();
+    grant(&mut book, &choice, &on_b);
+    let work = book.work(&uid("p")).unwrap();
+    assert!(work.release_lock);
+    assert_eq!(work.annotations[keys::BIND_PHASE].as_deref(), Some("success"));
+    let emptied = work.annotations[keys::NVIDIA_TO_ALLOCATE].as_deref().unwrap();
+    assert!(emptied.bytes().all(|byte| byte == b';'), "{emptied}");
+    // Its echo leaves nothing to do, and a finished pod is no candidate.
+    let mut view = hami("p", &["c", "d"], &text).view();
+    for (key, value) in work.annotations {
+        view.annotations.insert(key, value.unwrap());
+    }
+    book.set_pod(view);
+    book.set_lock_owner(None);
+    assert_eq!(book.work(&uid("p")), None);
+    assert!(book.candidates().is_empty());
+}
+
+#[test]
+fn a_pod_of_hami_s_that_failed_lets_go_of_the_lock_and_only_its_own() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;");
+    book.set_pod(
+        PodText {
+            phase: "Failed",
+            ..hami("p", &["c"], &text)
+        }
+        .view(),
+    );
+    book.set_lock_owner(Some(("default".into(), "p".into())));
+    let work = book.work(&uid("p")).unwrap();
+    assert!(work.release_lock);
+    assert_eq!(work.annotations[keys::BIND_PHASE].as_deref(), Some("failed"));
+    book.set_lock_owner(Some(("default".into(), "other".into())));
+    assert!(!book.work(&uid("p")).unwrap().release_lock);
+}
+
+#[test]
+fn the_lock_owner_comes_first_and_does_not_take_other_cards() {
+    let mut book = book();
+    book.set_pod(hami("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    book.set_pod(hami("p9", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
+    book.set_lock_owner(Some(("default".into(), "p9".into())));
+    assert_eq!(book.candidates()[0].pod.name, "p9");
+    book.set_pod(hami("p9", &["c"], &format!("{B},NVIDIA,2000,0:;")).view());
+    let choice = book.choose_exact(&ids(&[(A, 0)])).unwrap();
+    assert_eq!(choice.candidate().pod.name, "p1");
+}
+
+#[test]
+fn amounts_that_mean_nothing_are_refused() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,0,0:;")).view());
+    assert!(matches!(
+        book.choose_exact(&ids(&[(A, 0)])),
+        Err(NoOwner::NoMemory { .. })
+    ));
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,-1,0:;")).view());
+    assert!(book.candidates().is_empty());
+}
+
+#[test]
+fn several_cards_match_in_any_order() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,0:{B},NVIDIA,2000,0:;")).view());
+    let both = ids(&[(B, 1), (A, 1)]);
+    let choice = book.choose_exact(&both).unwrap();
+    let record = grant(&mut book, &choice, &both);
+    assert_eq!(limits(&record), [(A.to_owned(), 1000), (B.to_owned(), 2000)]);
+    assert!(matches!(
+        book.choose_moved(&ids(&[(A, 0), (A, 2)])),
+        Err(NoOwner::SameCardTwice { .. })
+    ));
+}

@@ -1,0 +1,6 @@
+//! What the tests across processes and clusters share with `./up`.
+
+pub mod harness;
+pub mod product;
+pub mod stage;
+pub mod storm;

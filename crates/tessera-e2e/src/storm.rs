@@ -1,0 +1,325 @@
+//! The storm: many pods at once on one node, with random deletes and kills of everything that is ours, and then
+//! the questions that matter: did any pod fail by our doing, did any container see another's card or limit, and
+//! do the bookings equal the API's objects at the end.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, LogParams};
+use serde_json::{Value, json};
+use tessera_testcluster::Component;
+
+use crate::product;
+use crate::stage::{Stage, annotation, bound, phase, wait_for, ALLOCATED};
+
+/// What one round does.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    /// Pods created at once.
+    pub pods: u32,
+    /// Decides sizes, deletes and kills.
+    pub seed: u64,
+    /// Whether the kubelet is killed too.
+    pub kill_kubelet: bool,
+}
+
+/// What one round saw.
+#[derive(Debug, Default, Clone)]
+pub struct Seen {
+    /// Pods that ran and agreed with their annotation.
+    pub agreed: u32,
+    /// Pods deleted on the way.
+    pub deleted: u32,
+    /// Kills of our processes and of the kubelet.
+    pub kills: u32,
+    /// From the first creation to the end of the last pod.
+    pub took: Duration,
+}
+
+/// A small generator with a printed seed: the same storm again on any machine.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// Starts from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// A number below `bound` (0 if `bound` is 0).
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        if bound == 0 { 0 } else { self.0 % bound }
+    }
+}
+
+/// A pod that checks its own share and ends, or stays with `hold`.
+#[must_use]
+pub fn probe_pod(name: &str, asks: &[Value], hold: bool, labels: &Value) -> Value {
+    let containers: Vec<Value> = asks
+        .iter()
+        .enumerate()
+        .map(|(position, limits)| {
+            let mut command = vec!["/opt/sample/share-probe"];
+            if hold {
+                command.push("--hold");
+            }
+            json!({
+                "name": format!("c{position}"),
+                "image": product::SAMPLE_IMAGE,
+                "imagePullPolicy": "Never",
+                "command": command,
+                "env": [
+                    { "name": "POSITION", "value": position.to_string() },
+                    { "name": "ALLOCATED", "valueFrom": { "fieldRef": {
+                        "fieldPath": format!("metadata.annotations['{ALLOCATED}']") } } },
+                ],
+                "resources": { "limits": quantities(limits) },
+            })
+        })
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "labels": labels },
+        "spec": { "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": containers },
+    })
+}
+
+/// Quantities are texts in a typed pod.
+fn quantities(limits: &Value) -> Value {
+    let text = |value: &Value| value.as_str().map_or_else(|| json!(value.to_string()), |text| json!(text));
+    limits.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), text(value))).collect()
+}
+
+/// One of the eight sizes that a storm mixes.
+fn mixed_asks(dice: &mut Dice) -> Vec<Value> {
+    match dice.below(8) {
+        0 => vec![json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 1000 })],
+        1 => vec![json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 3000, "nvidia.com/gpucores": 10 })],
+        2 => vec![json!({ "nvidia.com/gpu": 2, "nvidia.com/gpumem": 2000 })],
+        3 => vec![json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem-percentage": 25 })],
+        4 => vec![json!({ "nvidia.com/gpu": 4, "nvidia.com/gpumem": 512, "nvidia.com/gpucores": 5 })],
+        5 => vec![
+            json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 700 }),
+            json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 1700 }),
+        ],
+        6 => vec![json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 8000 })],
+        _ => vec![json!({}), json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 1200 })],
+    }
+}
+
+/// Runs one round in `namespace`, which must exist and be empty.
+///
+/// # Errors
+/// The first thing that a user would call broken.
+pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
+    let mut dice = Dice::new(round.seed);
+    let mut seen = Seen::default();
+    let start = Instant::now();
+    let mut waiting: BTreeMap<String, bool> = BTreeMap::new();
+    for number in 0..round.pods {
+        let name = format!("storm-{number}");
+        let asks = mixed_asks(&mut dice);
+        stage
+            .create(namespace, &probe_pod(&name, &asks, false, &json!({ "storm": "pod" })))
+            .await
+            .with_context(|| format!("creating {name}"))?;
+        waiting.insert(name, false);
+    }
+    let deadline = Instant::now() + Duration::from_secs(60 + 4 * u64::from(round.pods));
+    let mut next_blow = Instant::now() + Duration::from_secs(2);
+    loop {
+        let pods = stage.pods(namespace).list(&ListParams::default()).await.context("listing the storm's pods")?;
+        let mut open = 0_u32;
+        for pod in &pods.items {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            match phase(pod) {
+                "Succeeded" => {
+                    if waiting.insert(name, true) == Some(false) {
+                        seen.agreed += 1;
+                    }
+                }
+                "Failed" => failed(stage, namespace, pod).await?,
+                _ => open += 1,
+            }
+        }
+        never_over(&pods.items, stage).await?;
+        if open == 0 {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "seed {}: {open} of {} pods did not end in time, for example {:?}",
+            round.seed,
+            round.pods,
+            pods.items.iter().find(|p| phase(p) == "Pending").map(|p| (&p.metadata.name, &p.status))
+        );
+        if Instant::now() >= next_blow {
+            next_blow = Instant::now() + Duration::from_millis(2000 + dice.below(3000));
+            blow(stage, namespace, &pods.items, &mut dice, round, &mut seen, &mut waiting).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    seen.took = start.elapsed();
+    bookings_equal_objects(stage).await?;
+    stage.pods(namespace).delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
+    Ok(seen)
+}
+
+/// One random blow: deletes a pod, or kills one of our processes or the kubelet.
+async fn blow(
+    stage: &Stage,
+    namespace: &str,
+    pods: &[Pod],
+    dice: &mut Dice,
+    round: Round,
+    seen: &mut Seen,
+    waiting: &mut BTreeMap<String, bool>,
+) -> Result<()> {
+    match dice.below(4) {
+        0 | 1 => {
+            let open: Vec<&Pod> = pods.iter().filter(|p| matches!(phase(p), "Pending" | "Running")).collect();
+            let at = usize::try_from(dice.below(open.len() as u64)).unwrap_or(0);
+            if let Some(name) = open.get(at).and_then(|p| p.metadata.name.clone()) {
+                stage.delete(namespace, &name).await?;
+                waiting.remove(&name);
+                seen.deleted += 1;
+            }
+        }
+        2 if round.kill_kubelet => {
+            stage.cluster.restart(Component::Kubelet).await.context("killing and restarting the kubelet")?;
+            seen.kills += 1;
+        }
+        _ => {
+            let name = if dice.below(2) == 0 { "scheduler" } else { "agent" };
+            seen.kills += kill_ours(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Kills (SIGKILL) every process `tessera <subcommand>`; how many there were.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn kill_ours(subcommand: &str) -> Result<u32> {
+    let mut killed = 0;
+    for entry in std::fs::read_dir("/proc").context("reading /proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let mut words = command.split(|byte| *byte == 0);
+        let program = words.next().unwrap_or_default();
+        if program.ends_with(b"/tessera") && words.next() == Some(subcommand.as_bytes()) {
+            let status = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+            if status.is_ok_and(|status| status.success()) {
+                killed += 1;
+            }
+        }
+    }
+    Ok(killed)
+}
+
+/// A pod of a storm may only fail by being deleted; anything else is the storm's find.
+async fn failed(stage: &Stage, namespace: &str, pod: &Pod) -> Result<()> {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    let log = stage.pods(namespace).logs(&name, &LogParams::default()).await.unwrap_or_default();
+    anyhow::bail!(
+        "pod {name} failed: reason {:?}, message {:?}, annotation {:?}, log {log}",
+        status.reason,
+        status.message,
+        annotation(pod, ALLOCATED)
+    )
+}
+
+/// Sums of memory and slots per card over live bound pods never pass the card.
+async fn never_over(pods: &[Pod], stage: &Stage) -> Result<()> {
+    let mut memory: BTreeMap<String, u64> = BTreeMap::new();
+    for pod in pods.iter().filter(|p| bound(p) && !matches!(phase(p), "Succeeded" | "Failed")) {
+        for device in annotation(pod, ALLOCATED).unwrap_or_default().split([';', ':']) {
+            let fields: Vec<&str> = device.split(',').collect();
+            if let [card, _, mib, ..] = fields[..] {
+                *memory.entry(card.to_owned()).or_default() += mib.parse::<u64>().unwrap_or(0);
+            }
+        }
+    }
+    if memory.is_empty() {
+        return Ok(());
+    }
+    let sizes = card_sizes(stage).await?;
+    for (card, used) in memory {
+        let size = sizes.get(&card).copied().unwrap_or(0);
+        ensure!(used <= size, "card {card} of {size} MiB is booked with {used} MiB");
+    }
+    Ok(())
+}
+
+/// MiB by card, from the node's register.
+async fn card_sizes(stage: &Stage) -> Result<BTreeMap<String, u64>> {
+    use k8s_openapi::api::core::v1::Node;
+    let nodes: kube::Api<Node> = kube::Api::all(stage.client.clone());
+    let mut sizes = BTreeMap::new();
+    for node in nodes.list(&ListParams::default()).await?.items {
+        let text = node.metadata.annotations.and_then(|a| a.get("hami.io/node-nvidia-register").cloned());
+        let cards: Vec<Value> = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+        for card in cards {
+            if let (Some(id), Some(memory)) = (card["id"].as_str(), card["devmem"].as_u64()) {
+                sizes.insert(id.to_owned(), memory);
+            }
+        }
+    }
+    Ok(sizes)
+}
+
+/// What the scheduler says is booked equals what the API's objects say, for every card.
+///
+/// # Errors
+/// The card that differs.
+pub async fn bookings_equal_objects(stage: &Stage) -> Result<()> {
+    wait_for("bookings to equal the API's objects", Duration::from_secs(20), async || {
+        let mut truth: BTreeMap<String, u64> = card_sizes(stage).await?.into_keys().map(|card| (card, 0)).collect();
+        let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());
+        for pod in pods.list(&ListParams::default()).await?.items {
+            if !bound(&pod) || matches!(phase(&pod), "Succeeded" | "Failed") {
+                continue;
+            }
+            for device in annotation(&pod, ALLOCATED).unwrap_or_default().split([';', ':']) {
+                let fields: Vec<&str> = device.split(',').collect();
+                if let [card, _, mib, ..] = fields[..] {
+                    *truth.entry(card.to_owned()).or_default() += mib.parse::<u64>().unwrap_or(0) << 20;
+                }
+            }
+        }
+        Ok(booked().await.is_some_and(|booked| booked == truth))
+    })
+    .await
+}
+
+/// Bytes by card that the scheduler's metrics page says are allocated.
+async fn booked() -> Option<BTreeMap<String, u64>> {
+    let page = metrics_page(9395).await?;
+    let mut booked = BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("hami_gpu_memory_allocated_bytes{")) {
+        let card = line.split("device_uuid=\"").nth(1)?.split('"').next()?.to_owned();
+        let value: f64 = line.rsplit(' ').next()?.parse().ok()?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte count below 2^53")]
+        booked.insert(card, value as u64);
+    }
+    Some(booked)
+}
+
+/// The metrics page on a local port; `None` while nobody answers.
+pub async fn metrics_page(port: u16) -> Option<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    socket.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").await.ok()?;
+    let mut page = String::new();
+    socket.read_to_string(&mut page).await.ok()?;
+    Some(page)
+}

@@ -1,0 +1,344 @@
+//! A simulated machine and containers on it, as far as the preloaded library is concerned: mounts of the grant, the
+//! library in `LD_PRELOAD`, and real child processes.
+
+#![allow(unsafe_code, reason = "mounts are made in the child between fork and exec")]
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    ffi::CString,
+    fmt::Debug,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
+    ptr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tessera_region::{CardGrant, Grant, GrantId, GrantState, fs};
+
+pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
+
+/// Folder of the built files; the library and the simulated driver are built once.
+pub static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let packages = ["tessera-shim", "tessera-fake-core", "tessera-fake-cuda", "tessera-fake-nvml"];
+    let mut build = Command::new(cargo);
+    build.arg("build").arg("--quiet").args(packages.iter().flat_map(|package| ["-p", package]));
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    assert!(build.status().unwrap().success(), "building the library and the simulated driver");
+    Path::new(env!("CARGO_BIN_EXE_cuda-client")).parent().unwrap().to_owned()
+});
+
+/// The library under test.
+pub fn library() -> PathBuf {
+    BUILT.join("libvgpu.so")
+}
+
+/// Whether this process may mount; says so when it may not.
+pub fn can_mount() -> bool {
+    // SAFETY: no conditions.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("skipped: needs root for private mounts");
+    }
+    root
+}
+
+/// A machine with so many cards of 16 GiB.
+pub struct Machine {
+    pub root: TempDir,
+    pub uuids: Vec<String>,
+}
+
+impl Machine {
+    pub fn new(cards: usize) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let description = root.path().join("cards.yaml");
+        let text = format!(
+            "cards:\n  - model: V100-PCIE-32GB\n    count: {cards}\n    memory_mib: 16384\n    reserved_mib: 0\n    context_mib: 300\n"
+        );
+        std::fs::write(&description, text).unwrap();
+        let driver = root.path().join("driver");
+        let output = Command::new(BUILT.join("tessera-simdriver"))
+            .arg("install")
+            .arg("--cards")
+            .arg(&description)
+            .arg("--root")
+            .arg(&driver)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut machine = Self { root, uuids: Vec::new() };
+        machine.uuids = machine.read_uuids(cards);
+        machine
+    }
+
+    pub fn driver(&self) -> PathBuf {
+        self.root.path().join("driver")
+    }
+
+    fn grants(&self) -> PathBuf {
+        self.root.path().join("grants")
+    }
+
+    /// A client on the bare machine.
+    pub fn bare(&self) -> Client {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cuda-client"));
+        self.on_machine(&mut command);
+        Client::spawn(command)
+    }
+
+    pub fn on_machine(&self, command: &mut Command) {
+        command.env("TESSERA_SIM_ROOT", self.driver()).env("LD_LIBRARY_PATH", self.driver().join("lib64"));
+    }
+
+    fn read_uuids(&self, cards: usize) -> Vec<String> {
+        let mut client = self.bare();
+        client.expect("nvmlInit_v2", "0");
+        (0..cards)
+            .map(|index| {
+                let device = client.value(&format!("nvmlDeviceGetHandleByIndex_v2 {index} &d"), "d");
+                assert_ne!(device, 0);
+                client.expect("@new t 96", "ok");
+                client.expect("nvmlDeviceGetUUID $d *t 96", "0");
+                let bytes: Vec<u8> = (0..96)
+                    .map(|at| client.ask(&format!("@get t {at} 1")).parse().unwrap())
+                    .take_while(|byte| *byte != 0)
+                    .collect();
+                String::from_utf8(bytes).unwrap()
+            })
+            .collect()
+    }
+
+    /// A container with these limits in bytes on the first cards.
+    pub fn container(&self, limits: &[u64]) -> Container<'_> {
+        let cards = limits.iter().zip(&self.uuids).map(|(limit, uuid)| CardGrant::with_memory(uuid, *limit).unwrap());
+        self.container_with(cards)
+    }
+
+    pub fn container_with(&self, cards: impl IntoIterator<Item = CardGrant>) -> Container<'_> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+        let mut grant = Grant::new(GrantId::from_bytes(id), "pod-uid", "main").unwrap();
+        grant.state = GrantState::Sealed;
+        for card in cards {
+            grant.push_card(card).unwrap();
+        }
+        fs::create_grant_dir(&self.grants(), &grant).unwrap();
+        Container { machine: self, grant }
+    }
+}
+
+/// A container: its grant, and what every process in it sees.
+pub struct Container<'a> {
+    pub machine: &'a Machine,
+    pub grant: Grant,
+}
+
+impl Container<'_> {
+    pub fn dir(&self) -> fs::GrantDir {
+        fs::GrantDir::new(&self.machine.grants(), self.grant.id)
+    }
+
+    /// Puts a changed grant in force.
+    pub fn replace(&mut self, change: impl FnOnce(&mut Grant)) {
+        change(&mut self.grant);
+        fs::replace(&self.machine.grants(), &mut self.grant).unwrap();
+    }
+
+    pub fn seal(&self) {
+        fs::seal(&self.machine.grants(), self.grant.id).unwrap();
+    }
+
+    /// Lets a command run in the container.
+    pub fn enter(&self, command: &mut Command) {
+        self.machine.on_machine(command);
+        command.env("LD_PRELOAD", library());
+        mounts(command, Some((self.dir().read_only(), self.dir().read_write())));
+    }
+
+    /// A client in the container.
+    pub fn client(&self) -> Client {
+        self.client_with(|_| {})
+    }
+
+    pub fn client_with(&self, change: impl FnOnce(&mut Command)) -> Client {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cuda-client"));
+        self.enter(&mut command);
+        change(&mut command);
+        Client::spawn(command)
+    }
+
+    /// A client with a current context on the first card.
+    pub fn ready(&self) -> Client {
+        let mut client = self.client();
+        client.make_ready(0);
+        client
+    }
+}
+
+/// Private mounts for a command: an empty `/run`, and the grant's two folders if there are any.
+pub fn mounts(command: &mut Command, folders: Option<(PathBuf, PathBuf)>) {
+    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap();
+    let folders = folders.map(|(ro, rw)| (c_string(&ro), c_string(&rw)));
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            let nothing = ptr::null();
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            check(libc::mount(nothing, c"/".as_ptr(), nothing, private, nothing.cast()))?;
+            check(libc::mount(c"tmpfs".as_ptr(), c"/run".as_ptr(), c"tmpfs".as_ptr(), 0, nothing.cast()))?;
+            let Some((ro, rw)) = &folders else { return Ok(()) };
+            for (source, target, flags) in [
+                (ro, c"/run/tessera/grant", libc::MS_RDONLY),
+                (rw, c"/run/tessera/account", 0),
+            ] {
+                libc::mkdir(c"/run/tessera".as_ptr(), 0o755);
+                check(libc::mkdir(target.as_ptr(), 0o755))?;
+                check(libc::mount(source.as_ptr(), target.as_ptr(), nothing, libc::MS_BIND, nothing.cast()))?;
+                let again = libc::MS_BIND | libc::MS_REMOUNT | flags;
+                check(libc::mount(nothing, target.as_ptr(), nothing, again, nothing.cast()))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+fn check(result: libc::c_int) -> std::io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// A running `cuda-client`.
+pub struct Client {
+    pub child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    errors: Option<ChildStderr>,
+}
+
+impl Client {
+    pub fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        Self {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()),
+            errors: child.stderr.take(),
+            child,
+        }
+    }
+
+    /// Sends a command without waiting for the answer.
+    pub fn send(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
+        self.input.flush().unwrap();
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the client ended: {}", self.said());
+        line.trim_end().to_owned()
+    }
+
+    pub fn ask(&mut self, command: &str) -> String {
+        self.send(command);
+        self.answer()
+    }
+
+    /// Asks, and the answer begins with this code (and ends there, or a blank follows).
+    #[track_caller]
+    pub fn expect(&mut self, command: &str, expected: &str) -> String {
+        let answer = self.ask(command);
+        let fits = answer == expected || answer.starts_with(&format!("{expected} "));
+        assert!(fits, "{command}: {answer}, expected {expected}");
+        answer
+    }
+
+    /// Asks, expects success, and gives a variable.
+    #[track_caller]
+    pub fn value(&mut self, command: &str, variable: &str) -> u64 {
+        let answer = self.expect(command, "0");
+        let key = format!("{variable}=");
+        let found = answer.split(' ').find_map(|part| part.strip_prefix(&key));
+        found.unwrap_or_else(|| panic!("{command}: {answer}")).parse().unwrap()
+    }
+
+    /// Initialises the driver and makes the primary context of a device current.
+    #[track_caller]
+    pub fn make_ready(&mut self, device: u32) {
+        self.expect("cuInit 0", "0");
+        self.expect(&format!("cuDevicePrimaryCtxRetain &ctx{device} {device}"), "0");
+        self.expect(&format!("cuCtxSetCurrent $ctx{device}"), "0");
+    }
+
+    /// Free and total bytes by `cuMemGetInfo`.
+    #[track_caller]
+    pub fn memory(&mut self) -> (u64, u64) {
+        let answer = self.expect("cuMemGetInfo_v2 &f &t", "0");
+        let number = |key: &str| answer.split(' ').find_map(|p| p.strip_prefix(key)).unwrap().parse().unwrap();
+        (number("f="), number("t="))
+    }
+
+    /// Bytes that the container uses, by `cuMemGetInfo`.
+    #[track_caller]
+    pub fn used(&mut self) -> u64 {
+        let (free, total) = self.memory();
+        total - free
+    }
+
+    /// Total, free and used by NVML, after `nvmlInit_v2`.
+    #[track_caller]
+    pub fn nvml_memory(&mut self) -> [u64; 3] {
+        self.expect("nvmlDeviceGetHandleByIndex_v2 0 &d", "0");
+        self.expect("@new m 24", "ok");
+        self.expect("nvmlDeviceGetMemoryInfo $d *m", "0");
+        [0, 8, 16].map(|at| self.ask(&format!("@get m {at} 8")).parse().unwrap())
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What the client wrote on standard error; ends it.
+    pub fn said(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(mut errors) = self.errors.take() {
+            let (Ok(()) | Err(_)) = self.child.kill();
+            let (Ok(_) | Err(_)) = errors.read_to_string(&mut text);
+        }
+        text
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let (Ok(()) | Err(_)) = self.child.kill();
+        let (Ok(_) | Err(_)) = self.child.wait();
+    }
+}
+
+/// Asks again until the answer is as expected, up to a deadline.
+#[track_caller]
+pub fn eventually<T: PartialEq + Debug>(within: Duration, expected: T, mut ask: impl FnMut() -> T) {
+    let end = Instant::now() + within;
+    loop {
+        let found = ask();
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "still {found:?} after {within:?}, expected {expected:?}");
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,391 @@
+//! The decision: which nodes can hold a pod, with which cards, and which node wins.
+//!
+//! One function serves the scheduler, the simulator and `why`. The same snapshot and demand give the same answer on
+//! any machine and in any order of candidates.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tessera_types::{
+    Allocation, Ask, CardPolicy, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy, NodeRefusal, PodUid,
+    Selection, Weights,
+};
+use tessera_wire::{NodeView, PodView, keys};
+
+use crate::booking::Booking;
+use crate::error::RequestError;
+use crate::fit::{ContainerFit, Given, Placed, Scratch, TrialCard, fit_one, fit_pod};
+use crate::node::{CardUse, ClassOnNode, NodeFacts, NodeState};
+use crate::order;
+use crate::quota::Room;
+use crate::shape::{self, Shape};
+use crate::snapshot::Snapshot;
+use crate::vendor::Vendors;
+use crate::world::World;
+
+/// A node's answer to a shape.
+pub(crate) type Outcome = Result<Arc<Placed>, Arc<NodeRefusal>>;
+
+/// What holds where a pod does not say otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Defaults {
+    /// Which node wins.
+    pub node_policy: NodePolicy,
+    /// How cards are ordered.
+    pub card_policy: CardPolicy,
+}
+
+/// Which nodes are asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Candidates<'a> {
+    /// All of the snapshot.
+    All,
+    /// These; a name that the snapshot does not know is refused as unregistered.
+    Names(&'a [String]),
+}
+
+/// A node that can hold the pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeFit {
+    /// Which.
+    pub node: NodeName,
+    /// Its score before this pod, with what the classes add; larger is fuller.
+    pub score: f64,
+    /// With which cards.
+    pub allocation: Arc<Allocation>,
+    /// Its fill with this pod; decides between equal scores.
+    pub score_after: f32,
+}
+
+/// The answer for all candidates, in their order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Decision {
+    /// Nodes that can hold the pod.
+    pub fits: Vec<NodeFit>,
+    /// Nodes that cannot, and why.
+    pub refused: Vec<(NodeName, Arc<NodeRefusal>)>,
+    /// Which of `fits` wins.
+    pub best: Option<usize>,
+}
+
+impl Decision {
+    /// The winner.
+    #[must_use]
+    pub fn winner(&self) -> Option<&NodeFit> {
+        self.fits.get(self.best?)
+    }
+}
+
+/// The rules that decisions are made by. Holds no state of the cluster.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    vendors: Arc<Vendors>,
+    defaults: Defaults,
+}
+
+impl Engine {
+    /// Decides for these classes.
+    #[must_use]
+    pub fn new(vendors: Arc<Vendors>, defaults: Defaults) -> Self {
+        Self { vendors, defaults }
+    }
+
+    /// The classes.
+    #[must_use]
+    pub fn vendors(&self) -> &Arc<Vendors> {
+        &self.vendors
+    }
+
+    /// What holds where a pod does not say otherwise.
+    #[must_use]
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
+    /// What a pod asks for. Empty ([`Demand::is_empty`]) if it asks no class for anything: such a pod is none of ours.
+    ///
+    /// A policy text that names nothing known falls back as HAMi does (`binpack` for nodes, `spread` for cards);
+    /// admission warns of it.
+    ///
+    /// # Errors
+    /// The first field that cannot be served as written.
+    pub fn demand(&self, pod: &PodView) -> Result<Demand, RequestError> {
+        let mut containers = Vec::with_capacity(pod.containers.len());
+        for container in &pod.containers {
+            let mut asks = Vec::new();
+            for vendor in self.vendors.iter() {
+                asks.extend(vendor.parse(container, pod)?);
+            }
+            containers.push(ContainerDemand {
+                name: container.name.clone(),
+                role: container.role,
+                asks,
+            });
+        }
+        let mut demand = Demand {
+            pod: pod.id.clone(),
+            containers,
+            selections: Vec::new(),
+            node_policy: None,
+            card_policy: None,
+            weights: Weights::default(),
+        };
+        if demand.is_empty() {
+            return Ok(demand);
+        }
+        for class in demand.classes() {
+            if let Some(vendor) = self.vendors.get(&class) {
+                let selection = vendor.selection(pod)?;
+                if selection != Selection::default() {
+                    demand.selections.push((class, selection));
+                }
+            }
+        }
+        let text = |key: &str| pod.annotations.get(key).map(String::as_str);
+        demand.node_policy = text(keys::NODE_POLICY).map(|text| NodePolicy::parse(text).unwrap_or_default());
+        demand.card_policy = text(keys::GPU_POLICY)
+            .filter(|text| !text.trim().is_empty())
+            .map(|text| CardPolicy::parse(text).0);
+        if let Some(text) = text(keys::SCORING_WEIGHTS) {
+            demand.weights =
+                Weights::parse(text).map_err(|error| RequestError::weights(keys::SCORING_WEIGHTS, &error))?;
+        }
+        Ok(demand)
+    }
+
+    /// Decides. What the demand's own pod holds already is taken as free.
+    ///
+    /// A demand that asks for nothing fits every known node with an empty allocation; callers pass such a pod on
+    /// without asking.
+    #[must_use]
+    pub fn decide(&self, snapshot: &Snapshot, demand: &Demand, candidates: Candidates<'_>) -> Decision {
+        let mut question = Question::new(self, snapshot, demand);
+        let mut decision = Decision::default();
+        let mut add = |name: &NodeName, outcome: Outcome| match outcome {
+            Ok(placed) => decision.fits.push(NodeFit {
+                node: name.clone(),
+                score: placed.score,
+                allocation: Arc::clone(&placed.allocation),
+                score_after: placed.score_after,
+            }),
+            Err(refusal) => decision.refused.push((name.clone(), refusal)),
+        };
+        match candidates {
+            Candidates::All => {
+                for node in snapshot.nodes() {
+                    add(node.name(), question.ask(node));
+                }
+            }
+            Candidates::Names(names) => {
+                let unknown = Arc::new(NodeRefusal::Unregistered);
+                for name in names {
+                    match snapshot.node(name) {
+                        Some(node) => add(node.name(), question.ask(node)),
+                        None => {
+                            if let Ok(name) = NodeName::new(name) {
+                                add(&name, Err(Arc::clone(&unknown)));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let policy = question.shape.content.node_policy;
+        decision.best = best(&decision.fits, policy);
+        decision
+    }
+
+    /// Decides for one node.
+    ///
+    /// # Errors
+    /// Why the node cannot hold the pod.
+    pub fn place_on(
+        &self,
+        snapshot: &Snapshot,
+        demand: &Demand,
+        node: &NodeName,
+    ) -> Result<Arc<Placed>, Arc<NodeRefusal>> {
+        let mut question = Question::new(self, snapshot, demand);
+        match snapshot.node(node.as_str()) {
+            Some(node) => question.ask(node),
+            None => Err(Arc::new(NodeRefusal::Unregistered)),
+        }
+    }
+
+    /// Decides on nodes given as objects, which the snapshot need not know, without remembering anything.
+    ///
+    /// `live`: what pods hold now on nodes of the same names counts; without it all cards are taken as free. Quotas
+    /// count only with `live`.
+    #[must_use]
+    pub fn simulate(&self, nodes: &[NodeView], demand: &Demand, live: Option<&Snapshot>) -> Decision {
+        let mut world = World::new(Arc::clone(&self.vendors));
+        for node in nodes {
+            world.set_node(node);
+        }
+        if let Some(live) = live {
+            world.adopt(live, nodes.iter().map(|node| &node.name));
+        }
+        self.decide(&world.snapshot(), demand, Candidates::All)
+    }
+
+    /// All that is written on a pod when it is given `allocation` on `node`: node, time, device texts of each class,
+    /// reserved instances. Annotations only; the label of the node's name is the patch's business.
+    #[must_use]
+    pub fn annotations(
+        &self,
+        node: &NodeName,
+        allocation: &Allocation,
+        demand: &Demand,
+        now_seconds: i64,
+    ) -> BTreeMap<String, String> {
+        let mut annotations = BTreeMap::new();
+        annotations.insert(keys::VGPU_NODE.to_owned(), node.to_string());
+        annotations.insert(keys::VGPU_TIME.to_owned(), now_seconds.to_string());
+        for class in allocation.classes.keys() {
+            if let Some(vendor) = self.vendors.get(class) {
+                annotations.extend(vendor.annotations(allocation, demand));
+            }
+        }
+        annotations
+    }
+
+    /// Runs the checks of one ask over cards given by hand. `order`: positions in the order of examination; without it
+    /// the policy decides.
+    ///
+    /// # Errors
+    /// Why the cards do not suffice.
+    pub fn fit_cards(
+        &self,
+        cards: &[TrialCard],
+        order: Option<&[usize]>,
+        ask: &Ask,
+        selection: &Selection,
+        policy: Option<&CardPolicy>,
+        room: Option<Room>,
+    ) -> Result<Vec<Given>, NodeRefusal> {
+        let Some(vendor) = self.vendors.get(&ask.class) else {
+            return Err(NodeRefusal::Unregistered);
+        };
+        let facts = NodeFacts {
+            name: NodeName::new("trial").map_err(|_| NodeRefusal::Unregistered)?,
+            cards: cards.iter().map(|trial| trial.card.clone()).collect(),
+            served: vec![true; cards.len()],
+            cordoned: cards.iter().map(|trial| trial.cordoned).collect(),
+            classes: vec![ClassOnNode {
+                class: ask.class.clone(),
+                cards: 0..cards.len(),
+                closed: None,
+                closed_by_node: None,
+                facts: BTreeMap::new(),
+            }],
+        };
+        let usage = cards
+            .iter()
+            .map(|trial| CardUse {
+                usage: trial.usage,
+                instances: trial.instances.clone(),
+                closed_by: 0,
+            })
+            .collect();
+        let node = NodeState::with_usage(Arc::new(facts), usage);
+        let content = shape::Content {
+            containers: Vec::new(),
+            selections: Vec::new(),
+            rooms: Vec::new(),
+            unknown: None,
+            node_policy: self.defaults.node_policy,
+            card_policy: policy.unwrap_or(&self.defaults.card_policy).clone(),
+            weights: Weights::default(),
+        };
+        let shape = Shape::new(content);
+        let fit = ContainerFit {
+            vendor,
+            node: &node,
+            shape: &shape,
+            ask,
+            role: ContainerRole::App,
+            room,
+            selection,
+        };
+        fit_one(&fit, order)
+    }
+
+    /// What the demand's namespace may still take of each class, with what its own pod holds given back.
+    fn room(&self, snapshot: &Snapshot, demand: &Demand, own: Option<&Booking>, vendor_at: usize) -> Option<Room> {
+        let vendor = self.vendors.at(vendor_at)?;
+        let mut room = snapshot.quotas.room(&demand.pod.namespace, vendor.names())?;
+        for (class, usage) in own.into_iter().flat_map(|booking| booking.usage.0.values()) {
+            if class == vendor.keyword() {
+                let memory = i64::try_from(usage.memory.get()).unwrap_or(i64::MAX);
+                room.memory = room.memory.map(|left| left.saturating_add(memory));
+                room.cores = room.cores.map(|left| left.saturating_add(i64::from(usage.cores.get())));
+            }
+        }
+        Some(room)
+    }
+
+    pub(crate) fn shape(&self, snapshot: &Snapshot, demand: &Demand, own: Option<&Booking>) -> Arc<Shape> {
+        shape::compile(
+            &self.vendors,
+            demand,
+            self.defaults.node_policy,
+            &self.defaults.card_policy,
+            |at| self.room(snapshot, demand, own, at),
+        )
+    }
+}
+
+/// One demand, put to nodes of one snapshot.
+pub(crate) struct Question<'a> {
+    vendors: &'a Vendors,
+    own: Option<&'a Booking>,
+    pub(crate) shape: Arc<Shape>,
+    scratch: Scratch,
+}
+
+impl<'a> Question<'a> {
+    pub(crate) fn new(engine: &'a Engine, snapshot: &'a Snapshot, demand: &Demand) -> Self {
+        let own = snapshot.booking(&demand.pod.uid);
+        let shape = engine.shape(snapshot, demand, own);
+        Self {
+            vendors: &engine.vendors,
+            own,
+            shape,
+            scratch: Scratch::default(),
+        }
+    }
+
+    pub(crate) fn ask(&mut self, node: &NodeState) -> Outcome {
+        if let Some(own) = self.own
+            && own.node == *node.name()
+        {
+            let uid: &PodUid = &own.pod.uid;
+            return self.fit(&node.without(|booking| booking.pod.uid == *uid));
+        }
+        if let Some(outcome) = node.remembered(&self.shape) {
+            return outcome;
+        }
+        let outcome = self.fit(node);
+        node.remember(&self.shape, &outcome);
+        outcome
+    }
+
+    pub(crate) fn fit(&mut self, node: &NodeState) -> Outcome {
+        fit_pod(self.vendors, node, &self.shape, &mut self.scratch)
+            .map(Arc::new)
+            .map_err(Arc::new)
+    }
+}
+
+/// The winner: by score, then by fill with the pod, then the lower name.
+fn best(fits: &[NodeFit], policy: NodePolicy) -> Option<usize> {
+    let order = |a: &NodeFit, b: &NodeFit| {
+        order::better_node(policy, a.score, b.score)
+            .then_with(|| order::better_node(policy, f64::from(a.score_after), f64::from(b.score_after)))
+            .then_with(|| b.node.cmp(&a.node))
+    };
+    fits.iter()
+        .enumerate()
+        .max_by(|(_, a), (_, b)| order(a, b))
+        .map(|(at, _)| at)
+}

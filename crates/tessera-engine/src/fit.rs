@@ -1,0 +1,674 @@
+//! Fitting one pod on one node.
+//!
+//! Containers are placed in the order in which they run. A sidecar stays on its cards for all that follow; an init
+//! container is tried beside the sidecars before it and then gives its cards back; app containers add up. So the
+//! node can hold the pod at every moment of its life, and what the pod occupies is the largest of these moments.
+
+use std::sync::Arc;
+
+use tessera_types::{
+    Allocation, Ask, Card, CardOrder, CardUsage, ContainerRole, Cores, Dimension, Mib, MigReservation, NodeRefusal,
+    Reason, ReasonKind, Share, WHOLE_CARD_CORES,
+};
+
+use crate::node::{CardView, Held, NodeState};
+use crate::order::{self, Rank};
+use crate::quota::Room;
+use crate::shape::Shape;
+use crate::vendor::{Candidate, FitContext, Take, Vendor, Vendors, Want};
+
+/// A pod's place on a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placed {
+    /// Which cards, container by container.
+    pub allocation: Arc<Allocation>,
+    /// The node's score: its fill before this pod, plus what the classes add.
+    pub score: f64,
+    /// Its fill with this pod; decides between equal scores.
+    pub score_after: f32,
+}
+
+/// A card given to a container, before and after rounding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Position among the node's cards.
+    pub position: usize,
+    /// Memory asked for on this card.
+    pub asked_memory: Mib,
+    /// Compute asked for.
+    pub asked_cores: Cores,
+    /// What it really gives.
+    pub take: Take,
+}
+
+/// What the pod under decision has on one card so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct PodOnCard {
+    sidecars: CardUsage,
+    init_peak: CardUsage,
+    apps: CardUsage,
+}
+
+impl PodOnCard {
+    fn with(mut self, role: ContainerRole, amount: CardUsage) -> Self {
+        match role {
+            ContainerRole::Init => self.init_peak = self.init_peak.max(self.sidecars.plus(amount)),
+            ContainerRole::Sidecar => self.sidecars = self.sidecars.plus(amount),
+            ContainerRole::App => self.apps = self.apps.plus(amount),
+        }
+        self
+    }
+
+    fn effective(self) -> CardUsage {
+        self.init_peak.max(self.sidecars.plus(self.apps))
+    }
+}
+
+/// Buffers of one decision, reused from node to node.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    running: Vec<CardUsage>,
+    ranks: Vec<Rank>,
+    pod: Vec<PodOnCard>,
+    /// What the container under test has been given on each card, not yet in `pod`.
+    container: Vec<CardUsage>,
+    instances: Vec<Vec<Held>>,
+    reusable: Vec<Vec<Held>>,
+    earlier: Vec<(ContainerRole, usize)>,
+    given: Vec<Given>,
+}
+
+impl Scratch {
+    fn load(&mut self, node: &NodeState) {
+        let cards = node.cards();
+        self.running.clear();
+        self.running.extend(node.usage().iter().map(|used| used.usage));
+        self.pod.clear();
+        self.pod.resize(cards.len(), PodOnCard::default());
+        self.container.clear();
+        self.container.resize(cards.len(), CardUsage::default());
+        self.earlier.clear();
+        self.instances.clear();
+        self.reusable.clear();
+        if cards.iter().any(|card| !card.mig_profiles.is_empty()) {
+            self.instances
+                .extend(node.usage().iter().map(|used| used.instances.clone()));
+            self.reusable.resize(cards.len(), Vec::new());
+        }
+    }
+}
+
+/// Fits the pod of `shape` on `node`.
+pub(crate) fn fit_pod(
+    vendors: &Vendors,
+    node: &NodeState,
+    shape: &Shape,
+    scratch: &mut Scratch,
+) -> Result<Placed, NodeRefusal> {
+    scratch.load(node);
+    let containers = &shape.content.containers;
+    let mut allocation = Allocation::default();
+    if let Some(class) = &shape.content.unknown {
+        let reasons = vec![Reason::of(ReasonKind::ClassAbsent, None)];
+        return Err(NodeRefusal::Cards {
+            class: class.clone(),
+            cards: 0,
+            container: 0,
+            reasons,
+        });
+    }
+    for (at, container) in containers.iter().enumerate() {
+        let number = u32::try_from(at).unwrap_or(u32::MAX);
+        for (vendor_at, ask) in &container.asks {
+            let Some(vendor) = vendors.at(*vendor_at) else { continue };
+            let fit = ContainerFit {
+                vendor,
+                node,
+                shape,
+                ask,
+                role: container.role,
+                room: shape.room(*vendor_at),
+                selection: shape.selection(*vendor_at),
+            };
+            fit.run(None, scratch, number)?;
+            let class = allocation
+                .classes
+                .entry(ask.class.clone())
+                .or_insert_with(|| vec![Vec::new(); containers.len()]);
+            for (device, given) in scratch.given.iter().enumerate() {
+                let card = &node.cards()[given.position];
+                class[at].push(Share {
+                    card: card.id.clone(),
+                    class: card.class.clone(),
+                    memory: given.take.memory,
+                    cores: given.take.cores,
+                });
+                if let Some(instance) = &given.take.instance {
+                    allocation.mig.push(MigReservation {
+                        container: number,
+                        device: u32::try_from(device).unwrap_or(u32::MAX),
+                        card: card.id.clone(),
+                        profile: instance.profile.as_ref().to_owned(),
+                        placement: instance.placement,
+                        runtime: None,
+                    });
+                }
+            }
+            settle(scratch, container.role);
+        }
+    }
+    let mut score = f64::from(node.base_score());
+    for (class, placed) in &allocation.classes {
+        if let Some(vendor) = vendors.get(class) {
+            score += vendor.node_score(placed, node, shape.content.node_policy);
+        }
+    }
+    let added = scratch
+        .pod
+        .iter()
+        .fold(CardUsage::default(), |sum, on_card| sum.plus(on_card.effective()));
+    let score_after = node.score_with(added);
+    Ok(Placed {
+        allocation: Arc::new(allocation),
+        score,
+        score_after,
+    })
+}
+
+/// Books what the container under test was given, as far as later containers meet it.
+fn settle(scratch: &mut Scratch, role: ContainerRole) {
+    for given in &scratch.given {
+        let at = given.position;
+        scratch.earlier.push((role, at));
+        if role != ContainerRole::Init {
+            let amount = CardUsage {
+                slots: 1,
+                memory: given.take.memory,
+                cores: given.take.cores,
+            };
+            scratch.running[at] = scratch.running[at].plus(amount);
+        }
+        if let Some(instance) = &given.take.instance {
+            let held = Held {
+                profile: Arc::clone(&instance.profile),
+                placement: instance.placement,
+            };
+            let list = if role == ContainerRole::Init {
+                &mut scratch.reusable
+            } else {
+                &mut scratch.instances
+            };
+            if let Some(list) = list.get_mut(at)
+                && !list.contains(&held)
+            {
+                list.push(held);
+            }
+        }
+    }
+    for (on_card, amount) in scratch.pod.iter_mut().zip(&mut scratch.container) {
+        if *amount != CardUsage::default() {
+            *on_card = on_card.with(role, *amount);
+            *amount = CardUsage::default();
+        }
+    }
+}
+
+/// One ask of one container on one node.
+pub(crate) struct ContainerFit<'a> {
+    pub(crate) vendor: &'a dyn Vendor,
+    pub(crate) node: &'a NodeState,
+    pub(crate) shape: &'a Shape,
+    pub(crate) ask: &'a Ask,
+    pub(crate) role: ContainerRole,
+    pub(crate) room: Option<Room>,
+    pub(crate) selection: &'a tessera_types::Selection,
+}
+
+impl ContainerFit<'_> {
+    /// Leaves the chosen cards in `scratch.given` and their sums in `scratch.container`.
+    ///
+    /// `order` are positions in the order of examination; without it the policy decides.
+    pub(crate) fn run(
+        &self,
+        order: Option<&[usize]>,
+        scratch: &mut Scratch,
+        container: u32,
+    ) -> Result<(), NodeRefusal> {
+        scratch.given.clear();
+        let class = self.ask.class.clone();
+        let refuse = |cards: usize, reasons: Vec<Reason>| {
+            let cards = u32::try_from(cards).unwrap_or(u32::MAX);
+            NodeRefusal::Cards {
+                class: self.ask.class.clone(),
+                cards,
+                container,
+                reasons,
+            }
+        };
+        if self.node.classes().is_empty() {
+            return Err(NodeRefusal::Unregistered);
+        }
+        let Some(on_node) = self.node.class(&class) else {
+            return Err(refuse(0, vec![self.too_few(0)]));
+        };
+        if let Some(cause) = &on_node.closed {
+            return Err(NodeRefusal::ClassClosed {
+                class,
+                cause: cause.clone(),
+            });
+        }
+        let cards = self.node.cards();
+        let offered = on_node.cards.clone().filter(|at| self.node.facts.served[*at]).count();
+        let count = usize::try_from(self.ask.count).unwrap_or(usize::MAX);
+        // A trial in a given order is of the checks alone: the cards named are all there are.
+        if count > offered && order.is_none() {
+            let repeats = on_node
+                .cards
+                .clone()
+                .any(|at| self.vendor.repeats(&cards[at], self.selection));
+            if !repeats {
+                return Err(refuse(offered, vec![self.too_few(offered)]));
+            }
+        }
+
+        scratch.ranks.clear();
+        match order {
+            Some(order) => scratch
+                .ranks
+                .extend(order.iter().map(|at| self.rank(*at, 0.0, scratch.running[*at]))),
+            None => {
+                for at in on_node.cards.clone().filter(|at| self.node.facts.served[*at]) {
+                    let usage = scratch.running[at];
+                    let score = order::card_score(&cards[at], usage, [self.ask], self.shape.content.weights);
+                    scratch.ranks.push(self.rank(at, score, usage));
+                }
+                order::sort(
+                    &mut scratch.ranks,
+                    &self.shape.content.card_policy,
+                    self.selection.numa_bind,
+                );
+            }
+        }
+        let ranks = std::mem::take(&mut scratch.ranks);
+        let outcome = self.examine(&ranks, count, scratch);
+        scratch.ranks = ranks;
+        outcome.map_err(|reasons| {
+            scratch.given.clear();
+            scratch.container.fill(CardUsage::default());
+            refuse(offered, reasons)
+        })
+    }
+
+    fn too_few(&self, offered: usize) -> Reason {
+        Reason::short(
+            ReasonKind::TooFewCards,
+            None,
+            Dimension::Cards,
+            u64::from(self.ask.count),
+            u64::try_from(offered).unwrap_or(u64::MAX),
+        )
+    }
+
+    fn rank(&self, at: usize, score: f32, usage: CardUsage) -> Rank {
+        let card = &self.node.cards()[at];
+        Rank {
+            score,
+            numa: card.numa,
+            slots_used: usage.slots,
+            index: card.index,
+            position: at,
+        }
+    }
+
+    /// Walks the cards in order. On success the chosen are in `scratch.given`.
+    fn examine(&self, ranks: &[Rank], count: usize, scratch: &mut Scratch) -> Result<(), Vec<Reason>> {
+        let cards = self.node.cards();
+        let earlier = std::mem::take(&mut scratch.earlier);
+        let ctx = FitContext {
+            node: self.node,
+            policy: &self.shape.content.card_policy,
+            role: self.role,
+            earlier: &earlier,
+        };
+        let mut reasons = Vec::new();
+        let done = self.walk(ranks, count, cards, &ctx, scratch, &mut reasons);
+        scratch.earlier = earlier;
+        if done { Ok(()) } else { Err(reasons) }
+    }
+
+    fn walk(
+        &self,
+        ranks: &[Rank],
+        count: usize,
+        cards: &[Card],
+        ctx: &FitContext<'_>,
+        scratch: &mut Scratch,
+        reasons: &mut Vec<Reason>,
+    ) -> bool {
+        let numa_bind = self.selection.numa_bind && self.vendor.rules().numa;
+        let mut numa = -1_i32;
+        let mut gathers = None;
+        for rank in ranks {
+            let at = rank.position;
+            let card = &cards[at];
+            let (memory, cores) = self.vendor.resolve(card, self.ask);
+            let want = Want {
+                ask: self.ask,
+                selection: self.selection,
+                memory,
+                cores,
+            };
+            if gathers.is_none() {
+                if let Some(reason) = self.vendor.refuse_node(&want, ctx) {
+                    reasons.push(reason);
+                    return false;
+                }
+                gathers = Some(self.vendor.gathers(&want, ctx));
+            }
+            let gather = gathers == Some(true);
+            let mut first_look = true;
+            loop {
+                match self.card(
+                    at,
+                    &want,
+                    ctx,
+                    scratch,
+                    first_look && numa_bind,
+                    &mut numa,
+                    gather,
+                    reasons,
+                ) {
+                    Ok(take) => {
+                        let amount = CardUsage {
+                            slots: 1,
+                            memory: take.memory,
+                            cores: take.cores,
+                        };
+                        scratch.container[at] = scratch.container[at].plus(amount);
+                        if let (Some(instance), Some(list)) = (&take.instance, scratch.instances.get_mut(at)) {
+                            // Visible to the next look at this card; `settle` or the end of the walk puts it right.
+                            list.push(Held {
+                                profile: Arc::clone(&instance.profile),
+                                placement: instance.placement,
+                            });
+                        }
+                        scratch.given.push(Given {
+                            position: at,
+                            asked_memory: memory,
+                            asked_cores: cores,
+                            take,
+                        });
+                    }
+                    Err(reason) => {
+                        reasons.push(reason);
+                        break;
+                    }
+                }
+                if !gather && scratch.given.len() == count {
+                    self.withdraw_instances(scratch);
+                    return true;
+                }
+                if !self.vendor.repeats(card, self.selection) {
+                    break;
+                }
+                first_look = false;
+            }
+        }
+        self.withdraw_instances(scratch);
+        let found = scratch.given.len();
+        if gathers == Some(true) && found >= count && self.choose(count, cards, ctx, scratch) {
+            return true;
+        }
+        if found > 0 {
+            let mut reason = Reason::short(
+                ReasonKind::TooFewFit,
+                None,
+                Dimension::Cards,
+                u64::from(self.ask.count),
+                u64::try_from(found).unwrap_or(u64::MAX),
+            );
+            reason.count = u32::try_from(found).unwrap_or(u32::MAX);
+            reasons.push(reason);
+        }
+        false
+    }
+
+    /// Takes the container's own instances off the working list again; `settle` books those that stay.
+    fn withdraw_instances(&self, scratch: &mut Scratch) {
+        for given in scratch.given.iter().rev().filter(|given| given.take.instance.is_some()) {
+            if let Some(list) = scratch.instances.get_mut(given.position) {
+                list.pop();
+            }
+        }
+    }
+
+    fn choose(&self, count: usize, cards: &[Card], ctx: &FitContext<'_>, scratch: &mut Scratch) -> bool {
+        let candidates: Vec<Candidate<'_>> = scratch
+            .given
+            .iter()
+            .map(|given| Candidate {
+                position: given.position,
+                card: &cards[given.position],
+                take: given.take.clone(),
+            })
+            .collect();
+        let (memory, cores) = scratch
+            .given
+            .first()
+            .map_or((Mib::ZERO, Cores::ZERO), |g| (g.asked_memory, g.asked_cores));
+        let want = Want {
+            ask: self.ask,
+            selection: self.selection,
+            memory,
+            cores,
+        };
+        let Some(members) = self
+            .vendor
+            .choose(&candidates, &want, ctx)
+            .filter(|members| members.len() == count)
+        else {
+            return false;
+        };
+        let chosen: Vec<Given> = members
+            .iter()
+            .filter_map(|at| scratch.given.get(*at).cloned())
+            .collect();
+        if chosen.len() != count {
+            return false;
+        }
+        scratch.container.fill(CardUsage::default());
+        for given in &chosen {
+            let amount = CardUsage {
+                slots: 1,
+                memory: given.take.memory,
+                cores: given.take.cores,
+            };
+            scratch.container[given.position] = scratch.container[given.position].plus(amount);
+        }
+        scratch.given = chosen;
+        true
+    }
+
+    /// All checks of one card, in their fixed order.
+    #[expect(clippy::too_many_arguments, reason = "one step of the walk, which owns all of these")]
+    fn card(
+        &self,
+        at: usize,
+        want: &Want<'_>,
+        ctx: &FitContext<'_>,
+        scratch: &mut Scratch,
+        numa_bind: bool,
+        numa: &mut i32,
+        gather: bool,
+        reasons: &mut Vec<Reason>,
+    ) -> Result<Take, Reason> {
+        let card = &self.node.cards()[at];
+        let rules = self.vendor.rules();
+        let of = |kind| Reason::of(kind, Some(card.id.clone()));
+        let short = |kind, dimension, wanted: u64, free: u64| {
+            Reason::short(kind, Some(card.id.clone()), dimension, wanted, free)
+        };
+        if !self.node.is_healthy(at) {
+            return Err(of(ReasonKind::Unhealthy));
+        }
+        if rules.cordon && self.node.is_cordoned(at) {
+            return Err(of(ReasonKind::Cordoned));
+        }
+        let used = scratch.running[at];
+        {
+            let view = view(card, at, used, scratch);
+            self.vendor.accepts(view, want, ctx).map_err(of)?;
+        }
+        if numa_bind && !gather && card.numa != *numa {
+            // The cards of the NUMA node before were not enough: start again with this one's.
+            if !scratch.given.is_empty() {
+                let mut reason = Reason::of(ReasonKind::NumaMismatch, None);
+                reason.count = u32::try_from(scratch.given.len()).unwrap_or(u32::MAX);
+                reasons.push(reason);
+                self.withdraw_instances(scratch);
+                scratch.given.clear();
+                scratch.container.fill(CardUsage::default());
+            }
+            *numa = card.numa;
+        }
+        if let Some(ids) = &self.selection.use_ids
+            && !ids.iter().any(|id| id == card.id.as_str())
+        {
+            return Err(of(ReasonKind::IdMismatch));
+        }
+        if let Some(ids) = &self.selection.avoid_ids
+            && ids.iter().any(|id| id == card.id.as_str())
+        {
+            return Err(of(ReasonKind::IdMismatch));
+        }
+        // Amounts that this container already took of the same card (instances) count for slots and memory.
+        let mine = scratch.container[at];
+        let slots = used.slots.saturating_add(mine.slots);
+        if slots >= card.slots {
+            return Err(short(ReasonKind::SlotsExhausted, Dimension::Slots, 1, 0));
+        }
+        if rules.mutex && ctx.policy.has(CardOrder::Mutex) && used.slots > 0 {
+            return Err(of(ReasonKind::ExclusiveConflict));
+        }
+        if rules.quota {
+            self.quota(scratch, at, want.memory, want.cores)?;
+        }
+        let memory_used = used.memory.saturating_add(mine.memory);
+        self.memory(card, memory_used, want.memory)?;
+        let cores_used = used.cores;
+        if cores_used.saturating_add(want.cores) > card.cores {
+            let free = card.cores.saturating_sub(cores_used);
+            let (wanted, free) = (u64::from(want.cores.get()), u64::from(free.get()));
+            return Err(short(ReasonKind::CoresShort, Dimension::CoresPercent, wanted, free));
+        }
+        if card.cores == WHOLE_CARD_CORES && want.cores == WHOLE_CARD_CORES && used.slots > 0 {
+            return Err(of(ReasonKind::ExclusiveConflict));
+        }
+        if card.cores != Cores::ZERO && cores_used == card.cores && want.cores == Cores::ZERO {
+            return Err(of(ReasonKind::ComputeExhausted));
+        }
+        let take = self.vendor.check(view(card, at, used, scratch), want, ctx)?;
+        // Rounding up must neither break the quota nor the card.
+        if (take.memory, take.cores) != (want.memory, want.cores) {
+            if rules.quota {
+                self.quota(scratch, at, take.memory, take.cores)?;
+            }
+            self.memory(card, memory_used, take.memory)?;
+        }
+        Ok(take)
+    }
+
+    fn memory(&self, card: &Card, used: Mib, wanted: Mib) -> Result<(), Reason> {
+        if used.checked_add(wanted).is_some_and(|sum| sum <= card.memory) {
+            return Ok(());
+        }
+        let free = card.memory.saturating_sub(used);
+        let card = Some(card.id.clone());
+        Err(Reason::short(
+            ReasonKind::MemoryShort,
+            card,
+            Dimension::MemoryMib,
+            wanted.get(),
+            free.get(),
+        ))
+    }
+
+    /// The namespace's quota with one more card of `memory` and `cores` at `at`. Counted is what the pod occupies at
+    /// its greediest moment, as it will be charged.
+    fn quota(&self, scratch: &Scratch, at: usize, memory: Mib, cores: Cores) -> Result<(), Reason> {
+        let Some(room) = self.room else { return Ok(()) };
+        let Some(on_node) = self.node.class(&self.ask.class) else {
+            return Ok(());
+        };
+        let mut sum = CardUsage::default();
+        for position in on_node.cards.clone() {
+            let mut amount = scratch.container[position];
+            if position == at {
+                amount = amount.plus(CardUsage {
+                    slots: 1,
+                    memory,
+                    cores,
+                });
+            }
+            sum = sum.plus(scratch.pod[position].with(self.role, amount).effective());
+        }
+        let card = || Some(self.node.cards()[at].id.clone());
+        let over = |sum: u64, room: i64| i128::from(sum) > i128::from(room);
+        if let Some(room) = room.memory
+            && over(sum.memory.get(), room)
+        {
+            let (wanted, free) = (sum.memory.get(), u64::try_from(room).unwrap_or(0));
+            return Err(Reason::short(
+                ReasonKind::QuotaShort,
+                card(),
+                Dimension::MemoryMib,
+                wanted,
+                free,
+            ));
+        }
+        if let Some(room) = room.cores
+            && over(u64::from(sum.cores.get()), room)
+        {
+            let (wanted, free) = (u64::from(sum.cores.get()), u64::try_from(room).unwrap_or(0));
+            return Err(Reason::short(
+                ReasonKind::QuotaShort,
+                card(),
+                Dimension::CoresPercent,
+                wanted,
+                free,
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn view<'a>(card: &'a Card, at: usize, usage: CardUsage, scratch: &'a Scratch) -> CardView<'a> {
+    CardView {
+        position: at,
+        card,
+        usage,
+        instances: scratch.instances.get(at).map_or(&[], Vec::as_slice),
+        reusable: scratch.reusable.get(at).map_or(&[], Vec::as_slice),
+    }
+}
+
+/// A card for [`fit_one`]: what is registered and what is in use.
+#[derive(Debug, Clone)]
+pub struct TrialCard {
+    /// The card.
+    pub card: Card,
+    /// In use.
+    pub usage: CardUsage,
+    /// Instances in use.
+    pub instances: Vec<Held>,
+    /// Kept free by an administrator.
+    pub cordoned: bool,
+}
+
+/// Runs the loaded checks for one ask over the node's cards in the given order. For trials and explanations.
+pub(crate) fn fit_one(fit: &ContainerFit<'_>, order: Option<&[usize]>) -> Result<Vec<Given>, NodeRefusal> {
+    let mut scratch = Scratch::default();
+    scratch.load(fit.node);
+    fit.run(order, &mut scratch, 0)?;
+    Ok(scratch.given)
+}

@@ -1,0 +1,40 @@
+//! Decides which cards a pod gets.
+//!
+//! [`World`] takes watch events and owns the bookings; [`Snapshot`] is an immutable picture of it; [`Engine`] answers
+//! questions about a snapshot; [`Vendor`] is the seam to a device class. Everything here is pure: no clock, no
+//! environment, no I/O, no randomness, and no device class by name. The same input gives the same answer anywhere.
+
+pub mod admission;
+mod booking;
+mod decide;
+mod edit;
+mod error;
+mod fit;
+mod node;
+pub mod order;
+mod preempt;
+mod quota;
+mod shape;
+mod snapshot;
+pub mod text;
+pub mod topology;
+mod vendor;
+mod verify;
+mod world;
+
+pub use booking::{Booking, BookingState, Closure};
+pub use decide::{Candidates, Decision, Defaults, Engine, NodeFit};
+pub use edit::{Admit, AdmitSettings, ContainerEdit, EnvEdit};
+pub use error::{AllocationProblem, NodeProblem, RequestError};
+pub use fit::{Given, Placed, TrialCard};
+pub use node::{CardUse, CardView, ClassOnNode, Held, NodeState};
+pub use preempt::Preemptor;
+pub use quota::{QuotaState, Quotas, Room};
+pub use snapshot::Snapshot;
+pub use vendor::{
+    AnnotationKeys, Candidate, FitContext, HealthSource, Instance, LockKind, ResourceNames, Rules, Take, Vendor,
+    Vendors, Want, comma_list, common_accepts, go_bool,
+};
+pub use world::{
+    AssumeError, Assumption, BookingDifference, NodeChange, PodChange, PodProblem, World,
+};

@@ -1,0 +1,130 @@
+//! A demand without its owner: all that a node's answer depends on besides the node itself.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use tessera_types::{Ask, CardPolicy, ContainerRole, Demand, Keyword, NodePolicy, Selection, Weights};
+
+use crate::quota::Room;
+use crate::vendor::Vendors;
+
+/// One container of a shape: when it runs, and what it asks of which class (position in [`Vendors`]).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ShapeContainer {
+    pub(crate) role: ContainerRole,
+    pub(crate) asks: Vec<(usize, Ask)>,
+}
+
+/// The content of a shape; two demands with equal content get equal answers from equal nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Content {
+    pub(crate) containers: Vec<ShapeContainer>,
+    /// By position in [`Vendors`], only classes asked for.
+    pub(crate) selections: Vec<(usize, Selection)>,
+    /// What the namespace's quota leaves, by position in [`Vendors`]; only classes with a limit.
+    pub(crate) rooms: Vec<(usize, Room)>,
+    /// An ask of a class that does not exist.
+    pub(crate) unknown: Option<Keyword>,
+    pub(crate) node_policy: NodePolicy,
+    pub(crate) card_policy: CardPolicy,
+    pub(crate) weights: Weights,
+}
+
+/// A shape with its hash.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    hash: u64,
+    pub(crate) content: Content,
+}
+
+static NO_SELECTION: Selection = Selection {
+    use_models: None,
+    avoid_models: None,
+    use_ids: None,
+    avoid_ids: None,
+    numa_bind: false,
+    modes: None,
+    extra: Vec::new(),
+};
+
+impl Shape {
+    pub(crate) fn new(content: Content) -> Arc<Self> {
+        // `DefaultHasher::new` has fixed keys, and the hash only shortens comparing: equality decides.
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        Arc::new(Self {
+            hash: hasher.finish(),
+            content,
+        })
+    }
+
+    pub(crate) fn same(one: &Arc<Self>, other: &Arc<Self>) -> bool {
+        Arc::ptr_eq(one, other) || (one.hash == other.hash && one.content == other.content)
+    }
+
+    pub(crate) fn selection(&self, vendor: usize) -> &Selection {
+        self.content
+            .selections
+            .iter()
+            .find(|(at, _)| *at == vendor)
+            .map_or(&NO_SELECTION, |(_, selection)| selection)
+    }
+
+    pub(crate) fn room(&self, vendor: usize) -> Option<Room> {
+        self.content
+            .rooms
+            .iter()
+            .find(|(at, _)| *at == vendor)
+            .map(|(_, room)| *room)
+    }
+}
+
+/// Compiles a demand. `room` answers what the namespace's quota leaves for a class, `None` without a limit.
+pub(crate) fn compile(
+    vendors: &Vendors,
+    demand: &Demand,
+    node_policy: NodePolicy,
+    card_policy: &CardPolicy,
+    room: impl Fn(usize) -> Option<Room>,
+) -> Arc<Shape> {
+    let mut unknown = None;
+    let mut used = vec![false; vendors.iter().len()];
+    let containers = demand
+        .containers
+        .iter()
+        .map(|container| {
+            let mut asks = Vec::with_capacity(container.asks.len());
+            for ask in container.asks.iter().filter(|ask| ask.count > 0) {
+                match vendors.position(&ask.class) {
+                    Some(at) => {
+                        used[at] = true;
+                        asks.push((at, ask.clone()));
+                    }
+                    None => unknown = unknown.take().or_else(|| Some(ask.class.clone())),
+                }
+            }
+            asks.sort_by_key(|(at, _)| *at);
+            ShapeContainer {
+                role: container.role,
+                asks,
+            }
+        })
+        .collect();
+    let asked = || used.iter().enumerate().filter(|(_, used)| **used).map(|(at, _)| at);
+    let selections = asked()
+        .filter_map(|at| {
+            let keyword = vendors.at(at)?.keyword();
+            demand.selection(keyword).map(|selection| (at, selection.clone()))
+        })
+        .collect();
+    let rooms = asked().filter_map(|at| room(at).map(|room| (at, room))).collect();
+    Shape::new(Content {
+        containers,
+        selections,
+        rooms,
+        unknown,
+        node_policy: demand.node_policy.unwrap_or(node_policy),
+        card_policy: demand.card_policy.clone().unwrap_or_else(|| card_policy.clone()),
+        weights: demand.weights,
+    })
+}

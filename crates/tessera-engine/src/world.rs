@@ -1,0 +1,869 @@
+//! The one mutable owner of what is known: watch events go in, snapshots come out.
+//!
+//! Bookings are a pure function of API objects, plus what this process has decided and not yet seen confirmed (each
+//! such entry has a lease). Nothing is stored elsewhere, so a restart reads the same truth again, and an event that
+//! comes twice or late changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use tessera_types::{Allocation, CardUsage, ContainerRole, Keyword, NodeName, PodId, PodUid, PodUsage, Reason};
+use tessera_wire::{NodeView, PodView, Quantity, keys};
+
+use crate::booking::{Booking, BookingState, Closure};
+use crate::error::{AllocationProblem, NodeProblem};
+use crate::node::{ClassOnNode, NodeFacts, NodeState, recount};
+use crate::quota::Quotas;
+use crate::snapshot::{BookingTable, NodeTable, Snapshot};
+use crate::vendor::{HealthSource, Vendors, comma_list};
+use crate::verify;
+
+/// How long an allocation written on a pod that is not bound holds its cards, counted from when it was first seen.
+const UNBOUND_LEASE_SECONDS: i64 = 120;
+
+/// What a Node event did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeChange {
+    /// Anything a decision depends on is different.
+    pub changed: bool,
+    /// Pods that waited might fit now.
+    pub frees: bool,
+    /// Classes that the node names but cannot be used for.
+    pub problems: Vec<(Keyword, NodeProblem)>,
+}
+
+/// What a Pod event did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodChange {
+    /// A booking was made or changed.
+    pub booked: bool,
+    /// A booking ended or became smaller: pods that waited might fit now.
+    pub frees: bool,
+    /// What is wrong with the pod's annotations.
+    pub problems: Vec<PodProblem>,
+}
+
+/// What is wrong with an allocation written on a pod.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PodProblem {
+    /// The pod runs on another node than the one its allocation is for. It books nothing.
+    #[error("the allocation is for node {annotated}, the pod is bound to {bound}; nothing is booked")]
+    BoundElsewhere {
+        /// Node of the allocation.
+        annotated: String,
+        /// Node of the pod.
+        bound: String,
+    },
+    /// The pod asks for no device. Its allocation was not written by a scheduler and books nothing.
+    #[error("the pod asks for no device but carries an allocation; nothing is booked")]
+    Forged,
+    /// The allocation cannot be read; the cards it might name are closed for new work.
+    #[error("{0}; the cards it might name take no new work")]
+    Unreadable(#[from] AllocationProblem),
+}
+
+/// Why a decision can no longer be booked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssumeError {
+    /// The pod is bound already.
+    #[error("the pod is bound to {0} already")]
+    AlreadyBound(NodeName),
+    /// The node is gone or registers no cards.
+    #[error("node {0} registers no cards any more")]
+    NodeGone(NodeName),
+    /// The node takes no new work for a class.
+    #[error("node {node} takes no new {class} work: {cause}")]
+    ClassClosed {
+        /// The node.
+        node: NodeName,
+        /// The class.
+        class: Keyword,
+        /// Why.
+        cause: String,
+    },
+    /// A card is gone.
+    #[error("card {0} is gone")]
+    CardGone(tessera_types::CardId),
+    /// A card, or the namespace's quota, has been taken in the meantime.
+    #[error("{}", crate::text::reason(.0))]
+    Taken(Reason),
+}
+
+/// A decision to be booked before it is written.
+#[derive(Debug, Clone)]
+pub struct Assumption<'a> {
+    /// Whose.
+    pub pod: &'a PodId,
+    /// The roles of the pod's containers, in order.
+    pub roles: &'a [ContainerRole],
+    /// Where.
+    pub node: &'a NodeName,
+    /// Which cards.
+    pub allocation: Arc<Allocation>,
+    /// The pod's priority.
+    pub priority: i32,
+    /// Seconds since 1970.
+    pub now: i64,
+    /// When it is void unless confirmed.
+    pub expires_at: i64,
+}
+
+/// A difference between what is counted and what the bookings add up to. There should never be one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BookingDifference {
+    /// A card's usage.
+    #[error("card {card} on {node}: counted {counted:?}, booked {booked:?}")]
+    Card {
+        /// Node.
+        node: NodeName,
+        /// Card.
+        card: tessera_types::CardId,
+        /// As counted.
+        counted: CardUsage,
+        /// As booked.
+        booked: CardUsage,
+    },
+    /// Hardware instances or closures of a card.
+    #[error("card {card} on {node}: instances or closures differ from the bookings")]
+    Instances {
+        /// Node.
+        node: NodeName,
+        /// Card.
+        card: tessera_types::CardId,
+    },
+    /// A pod's booking is known in one place only.
+    #[error("pod {0} is booked in one table only")]
+    Pod(PodUid),
+    /// A namespace's usage.
+    #[error("quota usage of namespaces differs from the bookings")]
+    Quota,
+}
+
+#[derive(Debug, Clone)]
+struct Assumed {
+    booking: Arc<Booking>,
+    at: i64,
+    expires_at: i64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Record {
+    /// From the annotations.
+    derived: Option<Arc<Booking>>,
+    /// `hami.io/vgpu-time` beside it.
+    written_at: Option<String>,
+    /// When an unbound derived booking ends.
+    deadline: Option<i64>,
+    /// From this process.
+    assumed: Option<Assumed>,
+    /// The `hami.io/vgpu-time` of an allocation that must not count again while the pod is unbound.
+    void: Option<Option<String>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct NodeInput {
+    hash: u64,
+    problems: Vec<(Keyword, NodeProblem)>,
+    /// Classes closed from outside, with the cause.
+    closed: BTreeMap<Keyword, String>,
+}
+
+/// All that is known. See the module.
+#[derive(Debug)]
+pub struct World {
+    vendors: Arc<Vendors>,
+    nodes: NodeTable,
+    inputs: HashMap<NodeName, NodeInput>,
+    bookings: BookingTable,
+    quotas: Arc<Quotas>,
+    records: HashMap<PodUid, Record>,
+    leases: BTreeSet<(i64, PodUid)>,
+    /// Unbound bookings whose lease starts with the next [`World::expire`].
+    undated: BTreeSet<PodUid>,
+    unbound_lease: i64,
+    version: u64,
+}
+
+impl World {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(vendors: Arc<Vendors>) -> Self {
+        Self {
+            vendors,
+            nodes: NodeTable::default(),
+            inputs: HashMap::new(),
+            bookings: BookingTable::default(),
+            quotas: Arc::default(),
+            records: HashMap::new(),
+            leases: BTreeSet::new(),
+            undated: BTreeSet::new(),
+            unbound_lease: UNBOUND_LEASE_SECONDS,
+            version: 0,
+        }
+    }
+
+    /// How long an allocation written on a pod that is not bound holds its cards. 120 seconds unless set; longer than
+    /// any gang waits, if a foreign scheduler writes at filter.
+    pub fn set_unbound_lease(&mut self, seconds: i64) {
+        self.unbound_lease = seconds.max(1);
+    }
+
+    /// The picture as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            vendors: Arc::clone(&self.vendors),
+            nodes: self.nodes.clone(),
+            bookings: self.bookings.clone(),
+            quotas: Arc::clone(&self.quotas),
+            version: self.version,
+        }
+    }
+
+    /// Takes a Node as it is now. A text that cannot be read closes the node for that class only; an unchanged node
+    /// costs a hash.
+    pub fn set_node(&mut self, node: &NodeView) -> NodeChange {
+        let hash = input_hash(node);
+        let input = self.inputs.entry(node.name.clone()).or_default();
+        if input.hash == hash && self.nodes.get(node.name.as_str()).is_some() {
+            return NodeChange {
+                problems: input.problems.clone(),
+                ..NodeChange::default()
+            };
+        }
+        let (facts, problems) = facts(&self.vendors, node, &input.closed);
+        input.hash = hash;
+        input.problems.clone_from(&problems);
+        let changed = self.put_facts(facts);
+        NodeChange {
+            changed,
+            frees: changed,
+            problems,
+        }
+    }
+
+    /// Closes a class on a node for new work, or opens it again: the agent is gone, the handshake is stale. What runs
+    /// there stays booked. Returns whether anything changed.
+    pub fn set_class_closed(&mut self, node: &str, class: &Keyword, cause: Option<String>) -> bool {
+        let Some(state) = self.nodes.get(node) else {
+            return false;
+        };
+        let name = state.name().clone();
+        let input = self.inputs.entry(name.clone()).or_default();
+        let old = match &cause {
+            Some(cause) => input.closed.insert(class.clone(), cause.clone()),
+            None => input.closed.remove(class),
+        };
+        if old == cause || state.class(class).is_none() {
+            return false;
+        }
+        let facts = &state.facts;
+        let mut classes = facts.classes.clone();
+        for on_node in classes.iter_mut().filter(|on_node| on_node.class == *class) {
+            on_node.closed = cause.clone().or_else(|| on_node.closed_by_node.clone());
+        }
+        let facts = NodeFacts {
+            name,
+            cards: facts.cards.clone(),
+            served: facts.served.clone(),
+            cordoned: facts.cordoned.clone(),
+            classes,
+        };
+        self.put_facts(facts)
+    }
+
+    /// The Node is gone. Pods on it stay booked until they are gone too.
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(node) = self.nodes.get(name) else { return };
+        let name = node.name().clone();
+        self.inputs.remove(&name);
+        if node.bookings.is_empty() {
+            self.nodes.remove(name.as_str());
+            self.version += 1;
+        } else {
+            self.put_facts(no_facts(name));
+        }
+    }
+
+    fn put_facts(&mut self, facts: NodeFacts) -> bool {
+        let name = facts.name.clone();
+        match self.nodes.get(name.as_str()) {
+            Some(node) if *node.facts == facts => return false,
+            Some(_) => {
+                self.version += 1;
+                let version = self.version;
+                if let Some(node) = self.nodes.get_mut(name.as_str()) {
+                    node.set_facts(Arc::new(facts));
+                    node.version = version;
+                }
+            }
+            None => {
+                self.version += 1;
+                self.nodes
+                    .insert(NodeState::new(Arc::new(facts), Vec::new(), self.version));
+            }
+        }
+        true
+    }
+
+    /// Takes a Pod as it is now. See [`BookingState`] for what counts; a pod that has ended, or is bound to another
+    /// node than its allocation names, books nothing from this call on. One being deleted books until it is gone.
+    pub fn set_pod(&mut self, pod: &PodView) -> PodChange {
+        let uid = &pod.id.uid;
+        let (derived, problems) = derive(&self.vendors, pod);
+        let known = self.records.contains_key(uid);
+        if derived.is_none() && !known {
+            return PodChange {
+                problems,
+                ..PodChange::default()
+            };
+        }
+        let bound = pod.node_name.is_some();
+        let written_at = pod.annotations.get(keys::VGPU_TIME).cloned();
+        let record = self.records.entry(uid.clone()).or_default();
+        let ended = pod.phase.is_terminal() || (!bound && pod.deleting);
+        if ended || bound {
+            // Bound: from here on the annotations say what it holds, or it was bound by someone else.
+            record.assumed = None;
+            record.void = None;
+        } else if let Some(assumed) = &record.assumed
+            && pod.scheduled_false_since.is_some_and(|since| since > assumed.at)
+        {
+            record.assumed = None;
+        }
+        let voided = !bound && record.void.as_ref().is_some_and(|void| *void == written_at);
+        let derived = derived.filter(|_| !voided);
+        let fresh = match (&derived, &record.derived) {
+            (Some(new), Some(old)) => new.node != old.node || written_at != record.written_at,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let unbound = derived
+            .as_ref()
+            .is_some_and(|booking| booking.state == BookingState::Unbound);
+        if !unbound {
+            record.deadline = None;
+            self.undated.remove(uid);
+        } else if fresh {
+            record.deadline = None;
+            self.undated.insert(uid.clone());
+        }
+        record.written_at = written_at;
+        record.derived = match (derived, record.derived.take()) {
+            (Some(new), Some(old)) if new == *old => Some(old),
+            (new, _) => new.map(Arc::new),
+        };
+        let (booked, frees) = self.settle(uid);
+        if ended {
+            // Nothing of it can come back.
+            self.records.remove(uid);
+            self.undated.remove(uid);
+        }
+        PodChange {
+            booked,
+            frees,
+            problems,
+        }
+    }
+
+    /// The pod is gone. Returns whether it held anything.
+    pub fn remove_pod(&mut self, uid: &PodUid) -> bool {
+        let Some(record) = self.records.get_mut(uid) else {
+            return false;
+        };
+        record.derived = None;
+        record.assumed = None;
+        let (_, frees) = self.settle(uid);
+        self.records.remove(uid);
+        self.undated.remove(uid);
+        frees
+    }
+
+    /// Books a decision until it is seen on the pod or its lease ends. An earlier assumption for the pod is replaced.
+    ///
+    /// Everything is checked again on the current state, so a decision made on an older snapshot cannot overbook.
+    ///
+    /// # Errors
+    /// The decision does not hold any more; nothing is booked, and an earlier assumption stays.
+    pub fn assume(&mut self, assumption: &Assumption<'_>) -> Result<(), AssumeError> {
+        let uid = &assumption.pod.uid;
+        let usage = Booking::usage_of(&assumption.allocation, assumption.roles, false);
+        let booking = Booking {
+            pod: assumption.pod.clone(),
+            node: assumption.node.clone(),
+            allocation: Arc::clone(&assumption.allocation),
+            usage,
+            state: BookingState::Assumed,
+            priority: assumption.priority,
+            since: Some(assumption.now),
+            deleting: false,
+            closures: Vec::new(),
+            facts: BTreeMap::new(),
+        };
+        if let Some(bound) = self.records.get(uid).and_then(|record| record.derived.as_ref())
+            && bound.state == BookingState::Bound
+        {
+            return Err(AssumeError::AlreadyBound(bound.node.clone()));
+        }
+        verify::holds(&self.vendors, &self.nodes, &self.bookings, &self.quotas, &booking)?;
+        let record = self.records.entry(uid.clone()).or_default();
+        // What an earlier attempt wrote on the pod is void, whatever becomes of this one.
+        if record.derived.take().is_some() {
+            record.void = Some(record.written_at.clone());
+            record.deadline = None;
+            self.undated.remove(uid);
+        }
+        record.assumed = Some(Assumed {
+            booking: Arc::new(booking),
+            at: assumption.now,
+            expires_at: assumption.expires_at,
+        });
+        self.leases.insert((assumption.expires_at, uid.clone()));
+        self.settle(uid);
+        Ok(())
+    }
+
+    /// Lengthens the lease of an assumption, for example when the Binding was accepted but the watch is late. Returns
+    /// whether there is one.
+    pub fn extend(&mut self, uid: &PodUid, expires_at: i64) -> bool {
+        let Some(assumed) = self.records.get_mut(uid).and_then(|record| record.assumed.as_mut()) else {
+            return false;
+        };
+        assumed.expires_at = assumed.expires_at.max(expires_at);
+        self.leases.insert((assumed.expires_at, uid.clone()));
+        true
+    }
+
+    /// Drops what was decided for a pod that is not bound: an assumption, and an allocation that an earlier attempt
+    /// wrote on it. A bound pod keeps its booking. Returns whether anything was freed.
+    pub fn forget(&mut self, uid: &PodUid) -> bool {
+        let Some(record) = self.records.get_mut(uid) else {
+            return false;
+        };
+        record.assumed = None;
+        if record
+            .derived
+            .as_ref()
+            .is_some_and(|booking| booking.state != BookingState::Bound)
+        {
+            record.derived = None;
+            record.void = Some(record.written_at.clone());
+            record.deadline = None;
+        }
+        self.undated.remove(uid);
+        self.settle(uid).1
+    }
+
+    /// Ends all leases up to `now`. Returns whose bookings ended with theirs.
+    pub fn expire(&mut self, now: i64) -> Vec<PodUid> {
+        for uid in std::mem::take(&mut self.undated) {
+            if let Some(record) = self.records.get_mut(&uid) {
+                let deadline = now.saturating_add(self.unbound_lease);
+                record.deadline = Some(deadline);
+                self.leases.insert((deadline, uid));
+            }
+        }
+        let mut ended = Vec::new();
+        while let Some((at, uid)) = self.leases.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.leases.remove(&(at, uid.clone()));
+            let Some(record) = self.records.get_mut(&uid) else {
+                continue;
+            };
+            if record.assumed.as_ref().is_some_and(|assumed| assumed.expires_at <= now) {
+                record.assumed = None;
+            }
+            let unbound = record
+                .derived
+                .as_ref()
+                .is_some_and(|booking| booking.state == BookingState::Unbound);
+            if unbound && record.deadline.is_some_and(|deadline| deadline <= now) {
+                record.derived = None;
+                record.deadline = None;
+                record.void = Some(record.written_at.clone());
+            }
+            if self.settle(&uid).1 {
+                ended.push(uid);
+            }
+        }
+        ended
+    }
+
+    /// When the next lease ends; `None` if none runs. An unbound booking whose lease has not started gives `Some(0)`.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<i64> {
+        if !self.undated.is_empty() {
+            return Some(0);
+        }
+        self.leases.first().map(|(at, _)| *at)
+    }
+
+    /// Takes one `ResourceQuota`'s `spec.hard`. Returns whether anything changed.
+    pub fn set_quota(&mut self, namespace: &str, object: &str, hard: &BTreeMap<String, Quantity>) -> bool {
+        let vendors = Arc::clone(&self.vendors);
+        let counted = |name: &str| {
+            vendors.iter().any(|vendor| {
+                let names = vendor.names();
+                [&names.memory, &names.cores]
+                    .into_iter()
+                    .flatten()
+                    .any(|counted| counted == name)
+            })
+        };
+        let changed = Arc::make_mut(&mut self.quotas).set(namespace, object, hard, counted);
+        self.version += u64::from(changed);
+        changed
+    }
+
+    /// A `ResourceQuota` is gone. Returns whether it had limited anything.
+    pub fn remove_quota(&mut self, namespace: &str, object: &str) -> bool {
+        let changed = Arc::make_mut(&mut self.quotas).remove(namespace, object);
+        self.version += u64::from(changed);
+        changed
+    }
+
+    /// Adds everything up again and compares. Empty when all is well.
+    #[must_use]
+    pub fn audit(&self) -> Vec<BookingDifference> {
+        let mut differences = Vec::new();
+        let mut quotas = self.quotas.limits_only();
+        let mut on_nodes = 0_usize;
+        for node in self.nodes.iter() {
+            on_nodes += node.bookings.len();
+            let booked = recount(&node.facts, &node.bookings);
+            for ((card, counted), booked) in node.cards().iter().zip(node.usage()).zip(&booked) {
+                if counted.usage != booked.usage {
+                    differences.push(BookingDifference::Card {
+                        node: node.name().clone(),
+                        card: card.id.clone(),
+                        counted: counted.usage,
+                        booked: booked.usage,
+                    });
+                }
+                let same = counted.instances.len() == booked.instances.len()
+                    && counted.instances.iter().all(|held| booked.instances.contains(held))
+                    && counted.closed_by == booked.closed_by;
+                if !same {
+                    differences.push(BookingDifference::Instances {
+                        node: node.name().clone(),
+                        card: card.id.clone(),
+                    });
+                }
+            }
+            for booking in &node.bookings {
+                let uid = &booking.pod.uid;
+                if !self.bookings.get(uid).is_some_and(|other| Arc::ptr_eq(other, booking)) {
+                    differences.push(BookingDifference::Pod(uid.clone()));
+                }
+            }
+        }
+        if on_nodes != self.bookings.len() {
+            let lost = self.bookings.iter().filter(|booking| {
+                !self
+                    .nodes
+                    .get(booking.node.as_str())
+                    .is_some_and(|node| node.bookings.iter().any(|other| Arc::ptr_eq(other, booking)))
+            });
+            differences.extend(lost.map(|booking| BookingDifference::Pod(booking.pod.uid.clone())));
+        }
+        for booking in self.bookings.iter() {
+            charge(&self.vendors, &mut quotas, booking, true);
+        }
+        if quotas != *self.quotas {
+            differences.push(BookingDifference::Quota);
+        }
+        differences
+    }
+
+    /// Counts everything anew from the bookings. For the case that [`World::audit`] finds something.
+    pub fn recount(&mut self) {
+        let mut by_node: BTreeMap<NodeName, Vec<Arc<Booking>>> = BTreeMap::new();
+        let mut quotas = self.quotas.limits_only();
+        for booking in self.bookings.iter() {
+            by_node
+                .entry(booking.node.clone())
+                .or_default()
+                .push(Arc::clone(booking));
+            charge(&self.vendors, &mut quotas, booking, true);
+        }
+        self.quotas = Arc::new(quotas);
+        let mut facts: BTreeMap<NodeName, Arc<NodeFacts>> = self
+            .nodes
+            .iter()
+            .map(|node| (node.name().clone(), Arc::clone(&node.facts)))
+            .collect();
+        for name in by_node.keys() {
+            facts
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(no_facts(name.clone())));
+        }
+        for (name, facts) in facts {
+            self.version += 1;
+            let bookings = by_node.remove(&name).unwrap_or_default();
+            self.nodes.insert(NodeState::new(facts, bookings, self.version));
+        }
+    }
+
+    /// Takes over what `live` has booked on these nodes, and its quotas.
+    pub(crate) fn adopt<'a>(&mut self, live: &Snapshot, nodes: impl Iterator<Item = &'a NodeName>) {
+        let names: BTreeSet<&NodeName> = nodes.collect();
+        self.quotas = Arc::new(live.quotas.limits_only());
+        for booking in live.bookings.iter() {
+            if names.contains(&booking.node) {
+                let record = self.records.entry(booking.pod.uid.clone()).or_default();
+                record.derived = Some(Arc::clone(booking));
+                self.settle(&booking.pod.uid);
+            } else {
+                charge(&self.vendors, Arc::make_mut(&mut self.quotas), booking, true);
+            }
+        }
+    }
+
+    /// Makes the tables say what the record says. Returns (booked or changed, freed).
+    fn settle(&mut self, uid: &PodUid) -> (bool, bool) {
+        let new = self
+            .records
+            .get(uid)
+            .and_then(|record| match (&record.derived, &record.assumed) {
+                (Some(derived), _) if derived.state == BookingState::Bound => Some(Arc::clone(derived)),
+                (_, Some(assumed)) => Some(Arc::clone(&assumed.booking)),
+                (derived, None) => derived.clone(),
+            });
+        let old = self.bookings.get(uid).cloned();
+        match (&old, &new) {
+            (None, None) => return (false, false),
+            (Some(old), Some(new)) if Arc::ptr_eq(old, new) => return (false, false),
+            _ => {}
+        }
+        self.version += 1;
+        let version = self.version;
+        if let Some(old) = &old {
+            self.bookings.remove(uid);
+            charge(&self.vendors, Arc::make_mut(&mut self.quotas), old, false);
+            let mut empty = false;
+            if let Some(node) = self.nodes.get_mut(old.node.as_str()) {
+                node.take(uid);
+                node.version = version;
+                empty = node.bookings.is_empty() && node.facts.cards.is_empty();
+            }
+            let known = self.inputs.contains_key(&old.node);
+            if empty && !known && new.as_ref().is_none_or(|new| new.node != old.node) {
+                self.nodes.remove(old.node.as_str());
+            }
+        }
+        if let Some(new) = &new {
+            self.bookings.insert(Arc::clone(new));
+            charge(&self.vendors, Arc::make_mut(&mut self.quotas), new, true);
+            match self.nodes.get_mut(new.node.as_str()) {
+                Some(node) => {
+                    node.put(Arc::clone(new));
+                    node.version = version;
+                }
+                None => {
+                    let facts = Arc::new(no_facts(new.node.clone()));
+                    self.nodes.insert(NodeState::new(facts, vec![Arc::clone(new)], version));
+                }
+            }
+        }
+        let frees = match (&old, &new) {
+            (Some(_), None) => true,
+            (Some(old), Some(new)) => old.node != new.node || old.usage != new.usage || !old.closures.is_empty(),
+            (None, _) => false,
+        };
+        (new.is_some(), frees)
+    }
+}
+
+/// Adds or removes a booking's amounts in the quota usage of its namespace.
+fn charge(vendors: &Vendors, quotas: &mut Quotas, booking: &Booking, add: bool) {
+    for (class, sum) in by_class(&booking.usage) {
+        let Some(vendor) = vendors.get(class) else { continue };
+        let namespace = booking.pod.namespace.as_str();
+        if add {
+            quotas.charge(namespace, vendor.names(), sum.memory, sum.cores);
+        } else {
+            quotas.release(namespace, vendor.names(), sum.memory, sum.cores);
+        }
+    }
+}
+
+/// The usage of a pod, summed by class.
+pub(crate) fn by_class(usage: &PodUsage) -> BTreeMap<&Keyword, CardUsage> {
+    let mut sums: BTreeMap<&Keyword, CardUsage> = BTreeMap::new();
+    for (class, amount) in usage.0.values() {
+        let sum = sums.entry(class).or_default();
+        *sum = sum.plus(*amount);
+    }
+    sums
+}
+
+/// What a pod's annotations book.
+fn derive(vendors: &Vendors, pod: &PodView) -> (Option<Booking>, Vec<PodProblem>) {
+    let mut problems = Vec::new();
+    let Some(annotated) = pod.annotations.get(keys::VGPU_NODE) else {
+        return (None, problems);
+    };
+    if pod.phase.is_terminal() || (pod.node_name.is_none() && pod.deleting) {
+        return (None, problems);
+    }
+    let Ok(node) = NodeName::new(annotated) else {
+        return (None, problems);
+    };
+    if let Some(bound) = &pod.node_name {
+        if bound.as_str() != annotated {
+            problems.push(PodProblem::BoundElsewhere {
+                annotated: annotated.clone(),
+                bound: bound.to_string(),
+            });
+            return (None, problems);
+        }
+    } else {
+        let written = pod
+            .annotations
+            .get(keys::VGPU_TIME)
+            .and_then(|text| text.trim().parse::<i64>().ok());
+        if let (Some(failed), Some(written)) = (pod.scheduled_false_since, written)
+            && failed > written
+        {
+            // A later attempt failed: what the earlier one wrote is void.
+            return (None, problems);
+        }
+    }
+    let mut allocation = Allocation::default();
+    let mut closures = Vec::new();
+    for vendor in vendors {
+        match vendor.read_allocation(&pod.annotations) {
+            Ok(None) => {}
+            Ok(Some((mut class, mig))) => {
+                if class.len() < pod.containers.len() {
+                    class.resize(pod.containers.len(), Vec::new());
+                }
+                if class.iter().any(|shares| !shares.is_empty()) {
+                    allocation.classes.insert(vendor.keyword().clone(), class);
+                }
+                allocation.mig.extend(mig);
+            }
+            Err(problem) => {
+                closures.push(Closure {
+                    class: vendor.keyword().clone(),
+                    text: problem.text.clone(),
+                });
+                problems.push(problem.into());
+            }
+        }
+    }
+    if allocation.is_empty() && allocation.mig.is_empty() && closures.is_empty() {
+        return (None, problems);
+    }
+    if !asks_devices(vendors, pod) {
+        return (None, vec![PodProblem::Forged]);
+    }
+    let roles: Vec<ContainerRole> = pod.containers.iter().map(|container| container.role).collect();
+    let usage = Booking::usage_of(&allocation, &roles, pod.init_done);
+    let facts = vendors
+        .iter()
+        .map(|vendor| (vendor.keyword().clone(), vendor.pod_facts(pod)))
+        .filter(|(_, facts)| !facts.is_empty())
+        .collect();
+    let booking = Booking {
+        pod: pod.id.clone(),
+        node,
+        allocation: Arc::new(allocation),
+        usage,
+        state: if pod.node_name.is_some() {
+            BookingState::Bound
+        } else {
+            BookingState::Unbound
+        },
+        priority: pod.priority,
+        since: pod.started_at.or(pod.created_at),
+        deleting: pod.deleting,
+        closures,
+        facts,
+    };
+    (Some(booking), problems)
+}
+
+/// Whether the pod asks for a device by any name: one of ours, or an extended resource that is not (any more). The
+/// second keeps pods booked that were made before a resource was renamed in the configuration.
+fn asks_devices(vendors: &Vendors, pod: &PodView) -> bool {
+    let extended = |name: &str| {
+        name.split_once('/')
+            .is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
+    };
+    pod.containers
+        .iter()
+        .flat_map(|container| container.limits.keys().chain(container.requests.keys()))
+        .any(|name| vendors.manages(name) || extended(name))
+}
+
+fn no_facts(name: NodeName) -> NodeFacts {
+    NodeFacts {
+        name,
+        cards: Vec::new(),
+        served: Vec::new(),
+        cordoned: Vec::new(),
+        classes: Vec::new(),
+    }
+}
+
+fn input_hash(node: &NodeView) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&node.labels, &node.annotations, &node.capacity, &node.allocatable).hash(&mut hasher);
+    // 0 stands for "not read".
+    hasher.finish() | 1
+}
+
+/// Decodes a node by every class.
+fn facts(
+    vendors: &Vendors,
+    node: &NodeView,
+    closed: &BTreeMap<Keyword, String>,
+) -> (NodeFacts, Vec<(Keyword, NodeProblem)>) {
+    let cordon = comma_list(node.annotations.get(keys::DEVICE_CORDON).map(String::as_str)).unwrap_or_default();
+    let mut facts = no_facts(node.name.clone());
+    let mut problems = Vec::new();
+    for vendor in vendors {
+        let class = vendor.keyword();
+        let first = facts.cards.len();
+        let mut cause = None;
+        match vendor.decode_node(node) {
+            Ok(cards) => {
+                for card in cards {
+                    if facts.cards[first..].iter().any(|other| other.id == card.id) {
+                        let key = vendor.keys().register.clone().unwrap_or_default();
+                        let fault = format!("card {} is listed twice; the first counts", card.id);
+                        problems.push((class.clone(), NodeProblem::Unreadable { key, fault }));
+                        continue;
+                    }
+                    facts.served.push(vendor.serves(&card));
+                    facts.cordoned.push(cordon.iter().any(|id| id == card.id.as_str()));
+                    facts.cards.push(card);
+                }
+                let handshake = matches!(vendor.health(), HealthSource::HandshakeAndAllocatable);
+                if let Some(count) = vendor.names().count.as_deref().filter(|_| handshake)
+                    && node.allocatable.contains_key(count)
+                    && node.allocatable_count(count) <= 0
+                {
+                    cause = Some(format!("its plugin is gone: `{count}` is 0 in the node's allocatable"));
+                }
+            }
+            Err(NodeProblem::Absent) => continue,
+            Err(problem) => {
+                cause = Some(problem.to_string());
+                problems.push((class.clone(), problem));
+            }
+        }
+        facts.classes.push(ClassOnNode {
+            class: class.clone(),
+            cards: first..facts.cards.len(),
+            closed: closed.get(class).cloned().or_else(|| cause.clone()),
+            closed_by_node: cause,
+            facts: vendor.node_facts(node),
+        });
+    }
+    (facts, problems)
+}

@@ -1,0 +1,235 @@
+//! Bind: writes what was decided, then binds. Two writes.
+//!
+//! Everything may be asked twice and may fail at any line: each write carries the pod's uid, an answer that got
+//! lost is found out by reading the pod, and what was assumed is given back only when it is known that the pod
+//! is not bound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tessera_engine::{LockKind, text};
+use tessera_kube::books::Wanted;
+use tessera_kube::writes::{bind_pod, patch_pod, read_pod};
+use tessera_kube::{ApiError, ApiErrorKind};
+use tessera_types::{NodeName, PodId, PodUid};
+use tessera_wire::extender::{BindArgs, BindResult};
+use tessera_wire::keys::{self, events};
+use tessera_wire::node_lock::LockOwner;
+use tessera_wire::{PodView, patch};
+use tokio::time::Instant;
+
+use crate::app::{App, Promise, now};
+use crate::filter::with_removed;
+
+/// The API server has not answered for this long: a bind fails at once, with that reason.
+const LOST: Duration = Duration::from_secs(60);
+/// How often a gang member tries a node lock that another holds.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
+
+impl App {
+    /// Answers `POST /bind`.
+    pub async fn bind(&self, body: &[u8]) -> BindResult {
+        let args = match BindArgs::read(body) {
+            Ok(args) => args,
+            Err(error) => return BindResult { error: error.to_string() },
+        };
+        match self.bind_args(&args).await {
+            Ok(()) => BindResult::default(),
+            Err(error) => {
+                tracing::warn!(pod = %format_args!("{}/{}", args.pod_namespace, args.pod_name), node = %args.node, error = %error, "Could not bind the pod.");
+                if let Ok(uid) = PodUid::new(&args.pod_uid) {
+                    let pod = PodId { namespace: args.pod_namespace, name: args.pod_name, uid };
+                    self.tell(&pod, true, events::BINDING_FAILED, &error);
+                }
+                BindResult { error }
+            }
+        }
+    }
+
+    async fn bind_args(&self, args: &BindArgs) -> Result<(), String> {
+        let node = NodeName::new(&args.node).map_err(|error| error.to_string())?;
+        let uid = PodUid::new(&args.pod_uid).map_err(|error| error.to_string())?;
+        self.gate().await?;
+        if let Some(lost) = self.reach.borrow().lost_for().filter(|lost| *lost >= LOST) {
+            return Err(format!("the API server has not answered for {} s, so nothing can be bound", lost.as_secs()));
+        }
+        let promise = self.promises().get(&uid).filter(|promise| promise.node == node && promise.until > Instant::now()).cloned();
+        let promise = match promise {
+            Some(promise) => promise,
+            None => {
+                let pod = self.read(args).await?;
+                match self.choose(&pod, &uid, node).await? {
+                    Some(promise) => promise,
+                    None => return Ok(()),
+                }
+            }
+        };
+        let outcome = self.carry_out(&promise).await;
+        self.settle(&promise, outcome).await
+    }
+
+    async fn read(&self, args: &BindArgs) -> Result<PodView, String> {
+        match read_pod(&self.cluster.client, &args.pod_namespace, &args.pod_name).await {
+            Ok(Some(pod)) if pod.id.uid.as_str() == args.pod_uid => Ok(pod),
+            Ok(found) => {
+                if let Ok(uid) = PodUid::new(&args.pod_uid) {
+                    self.drop_promise(&uid).await;
+                }
+                let what = if found.is_some() { "was replaced by another of its name" } else { "does not exist" };
+                Err(format!("pod {}/{} {what}", args.pod_namespace, args.pod_name))
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Chooses cards on the node for a pod that nothing is promised to: in filter mode `all`, after a restart, or
+    /// for a caller that never asked filter. `None` if there is nothing left to do.
+    async fn choose(&self, pod: &PodView, uid: &PodUid, node: NodeName) -> Result<Option<Arc<Promise>>, String> {
+        match pod.node_name.as_deref() {
+            Some(bound) if bound == node.as_str() => return Ok(None),
+            Some(bound) => return Err(format!("pod {} is already bound to node {bound}", pod.id)),
+            None => {}
+        }
+        let demand = self.engine.demand(pod).map_err(|error| error.to_string())?;
+        if demand.is_empty() {
+            bind_pod(&self.cluster.client, &pod.id, node.as_str()).await.map_err(|error| error.to_string())?;
+            return Ok(None);
+        }
+        let gang = pod.pod_group.is_some();
+        let lease = self.lease(gang);
+        loop {
+            let view = self.books.view();
+            let placed = self
+                .engine
+                .place_on(&view.snapshot, &demand, &node)
+                .map_err(|refusal| format!("node {node} cannot take the pod any more: {}", text::node(&refusal)))?;
+            let at = now();
+            let wanted = Wanted {
+                pod: pod.id.clone(),
+                roles: pod.roles(),
+                node: node.clone(),
+                allocation: Arc::clone(&placed.allocation),
+                priority: pod.priority,
+                decided_at: at,
+            };
+            match self.books.assume(wanted, lease).await.map_err(|closed| closed.to_string())? {
+                // Lost to a request that came between; if nothing fits any more, the next round says so.
+                Err(_) => {}
+                Ok(()) => {
+                    let new = self.engine.annotations(&node, &placed.allocation, &demand, at);
+                    debug_assert_eq!(*uid, pod.id.uid);
+                    return Ok(Some(self.promise(Promise {
+                        stale: self.stale_keys(&pod.annotations, &new),
+                        demand,
+                        node,
+                        allocation: Arc::clone(&placed.allocation),
+                        at,
+                        written: false,
+                        gang,
+                        until: Instant::now() + lease,
+                    })));
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, promise: &Promise) -> Result<(), ApiError> {
+        let pod = &promise.demand.pod;
+        let locks = self.locks(promise);
+        let owner = LockOwner { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let mut taken: Vec<&str> = Vec::new();
+        let outcome = async {
+            for key in &locks {
+                self.lock(promise, key, &owner).await?;
+                taken.push(key);
+            }
+            let mut values = patch::phase(keys::PHASE_ALLOCATING, Some(now()));
+            values.insert(keys::TESSERA_SCHEDULER.to_owned(), crate::VERSION.to_owned());
+            if !promise.written {
+                values.extend(self.engine.annotations(&promise.node, &promise.allocation, &promise.demand, promise.at));
+            }
+            let stale: &[String] = if promise.written { &[] } else { &promise.stale };
+            patch_pod(&self.cluster.client, pod, with_removed(patch::allocation(&values), stale)).await?;
+            bind_pod(&self.cluster.client, pod, promise.node.as_str()).await
+        }
+        .await;
+        let outcome = match outcome {
+            // The answer was lost, or the pod was bound before: ask.
+            Err(error) if matches!(error.kind(), ApiErrorKind::NoAnswer | ApiErrorKind::Conflict) => {
+                match read_pod(&self.cluster.client, &pod.namespace, &pod.name).await {
+                    Ok(Some(found)) if found.id.uid == pod.uid && found.node_name.as_deref() == Some(promise.node.as_str()) => Ok(()),
+                    Ok(_) => Err(ApiError::refused(format!("binding pod {pod}"), error.to_string())),
+                    Err(_) => Err(error),
+                }
+            }
+            other => other,
+        };
+        if outcome.is_err() {
+            for key in taken {
+                if let Err(error) = self.cluster.locks.release(promise.node.as_str(), key, &owner).await {
+                    tracing::warn!(node = %promise.node, error = %error, "Could not give back a node lock; it lapses by itself.");
+                }
+            }
+        }
+        outcome
+    }
+
+    async fn settle(&self, promise: &Promise, outcome: Result<(), ApiError>) -> Result<(), String> {
+        let pod = &promise.demand.pod;
+        match outcome {
+            Ok(()) => {
+                self.promises().remove(&pod.uid);
+                tracing::info!(pod = %pod, uid = %pod.uid, node = %promise.node, "Bound pod.");
+                let message = format!("Successfully binding node [{}] to {pod}", promise.node);
+                self.tell(pod, false, events::BINDING_SUCCEED, message);
+                Ok(())
+            }
+            Err(error) => {
+                self.promises().remove(&pod.uid);
+                // Without an answer the pod may be bound: its cards stay promised until the lease ends or the
+                // watch tells.
+                if error.kind() != ApiErrorKind::NoAnswer {
+                    self.books.forget(pod.uid.clone()).await;
+                }
+                Err(error.to_string())
+            }
+        }
+    }
+
+    async fn drop_promise(&self, uid: &PodUid) {
+        self.promises().remove(uid);
+        self.books.forget(uid.clone()).await;
+    }
+
+    /// The node locks to take, in order; none where our own agent serves.
+    fn locks(&self, promise: &Promise) -> Vec<String> {
+        if self.books.view().own_agents.contains(&promise.node) {
+            return Vec::new();
+        }
+        let mut keys: Vec<String> = Vec::new();
+        for class in promise.demand.classes() {
+            let key = match self.engine.vendors().get(&class).map(|vendor| vendor.node_lock()) {
+                Some(LockKind::Shared) => keys::NODE_LOCK.to_owned(),
+                Some(LockKind::Own(key)) => key,
+                Some(LockKind::None) | None => continue,
+            };
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    async fn lock(&self, promise: &Promise, key: &str, owner: &LockOwner) -> Result<(), ApiError> {
+        let patience = if promise.gang { self.settings.lock_retry } else { Duration::ZERO };
+        let end = Instant::now() + patience;
+        loop {
+            match self.cluster.locks.acquire(promise.node.as_str(), key, owner).await {
+                Err(error) if error.kind() == ApiErrorKind::Refused && Instant::now() + LOCK_RETRY < end => {
+                    tokio::time::sleep(LOCK_RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}

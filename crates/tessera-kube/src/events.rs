@@ -1,0 +1,312 @@
+//! What is told to people, as Kubernetes events on the pod.
+//!
+//! One event for one pod and reason, counted up in place: a pod that waits for a day is one line in `kubectl
+//! describe`, not a thousand. Telling is never on the way of a decision: the queue is bounded, writing is rate
+//! bounded, repetitions are gathered, and under load events are dropped and counted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tessera_types::PodId;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{ApiError, ApiErrorKind, Bucket, REQUEST_TIME, timed};
+
+/// Longest message; the API server's own limit for the field.
+pub const MESSAGE_MAX: usize = 1024;
+/// Pods whose event is remembered; the oldest are forgotten and then begin a new count.
+const REMEMBERED: usize = 4096;
+/// The same message is written again only after this long.
+const REPEAT: Duration = Duration::from_secs(30);
+/// A changed message is written at most this often.
+const CHANGE: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(200);
+
+/// One thing to tell about a pod.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// About which pod.
+    pub pod: PodId,
+    /// A warning, or normal.
+    pub warning: bool,
+    /// `FilteringFailed` and such; part of the event's identity.
+    pub reason: &'static str,
+    /// Text for people, cut at [`MESSAGE_MAX`] bytes.
+    pub message: String,
+}
+
+/// Takes notes; never waits.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    sender: mpsc::Sender<Note>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Recorder {
+    /// Tells it soon, or drops it if too much is being told.
+    pub fn tell(&self, note: Note) {
+        if self.sender.try_send(note).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many notes were dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// A recorder and the notes it takes, without a server: for tests of those who tell.
+    #[must_use]
+    pub fn channel(capacity: usize) -> (Self, mpsc::Receiver<Note>) {
+        let (sender, receiver) = mpsc::channel(capacity);
+        (Self { sender, dropped: Arc::default() }, receiver)
+    }
+}
+
+/// Writes notes as events of the component `source` until `stop`.
+pub fn record(client: Client, source: String, stop: CancellationToken) -> (Recorder, impl Future<Output = ()> + Send) {
+    let (recorder, mut notes) = Recorder::channel(1024);
+    let dropped = Arc::clone(&recorder.dropped);
+    let work = async move {
+        let mut book = Book::new(client, source, dropped);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                note = notes.recv() => match note {
+                    None => break,
+                    Some(note) => book.take(note),
+                },
+                _ = tick.tick() => {}
+            }
+            while let Ok(note) = notes.try_recv() {
+                book.take(note);
+            }
+            book.write_due(false).await;
+        }
+        // What is still to be told when we end is told, but not for long.
+        if tokio::time::timeout(Duration::from_secs(2), book.write_due(true)).await.is_err() {
+            tracing::debug!("Ended with events untold.");
+        }
+    };
+    (recorder, work)
+}
+
+#[derive(Debug)]
+struct Entry {
+    note: Note,
+    count: i32,
+    first: Timestamp,
+    /// Written so far: the message and when.
+    written: Option<(String, Instant)>,
+    exists: bool,
+    pending: bool,
+    used: u64,
+}
+
+struct Book {
+    client: Client,
+    source: String,
+    bucket: Bucket,
+    entries: HashMap<(String, &'static str), Entry>,
+    clock: u64,
+    may_patch: bool,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Book {
+    fn new(client: Client, source: String, dropped: Arc<AtomicU64>) -> Self {
+        Self {
+            client,
+            source,
+            bucket: Bucket::new(20.0, 50),
+            entries: HashMap::new(),
+            clock: 0,
+            may_patch: true,
+            dropped,
+        }
+    }
+
+    fn take(&mut self, mut note: Note) {
+        cut(&mut note.message);
+        self.clock += 1;
+        let used = self.clock;
+        let key = (note.pod.uid.to_string(), note.reason);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.note = note;
+            entry.count = entry.count.saturating_add(1);
+            entry.pending = true;
+            entry.used = used;
+            return;
+        }
+        if self.entries.len() >= REMEMBERED {
+            // A tenth at a time, so that the search is paid rarely.
+            let mut ages: Vec<u64> = self.entries.values().map(|entry| entry.used).collect();
+            ages.sort_unstable();
+            let limit = ages.get(REMEMBERED / 10).copied().unwrap_or(u64::MAX);
+            self.entries.retain(|_, entry| entry.used > limit);
+        }
+        let first = Timestamp::now();
+        self.entries
+            .insert(key, Entry { note, count: 1, first, written: None, exists: false, pending: true, used });
+    }
+
+    async fn write_due(&mut self, all: bool) {
+        let now = Instant::now();
+        let mut due: Vec<(u64, (String, &'static str))> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.pending && (all || entry.is_due(now)))
+            .map(|(key, entry)| (entry.used, key.clone()))
+            .collect();
+        due.sort();
+        for (_, key) in due {
+            let turn = self.bucket.take(Instant::now());
+            if turn > Instant::now() + Duration::from_millis(500) && !all {
+                // Too much at once: this tick's rest stays pending.
+                break;
+            }
+            tokio::time::sleep_until(turn).await;
+            let may_patch = self.may_patch;
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.pending = false;
+            match write(&self.client, &self.source, entry, may_patch).await {
+                Ok(()) => {
+                    entry.exists = true;
+                    entry.written = Some((entry.note.message.clone(), Instant::now()));
+                }
+                Err(error) if error.kind() == ApiErrorKind::Forbidden && entry.exists => {
+                    if may_patch {
+                        tracing::warn!(error = %error, "May not update events, each one is written once only.");
+                    }
+                    self.may_patch = false;
+                }
+                Err(error) => {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                    entry.written = Some((String::new(), Instant::now()));
+                    tracing::debug!(pod = %entry.note.pod, error = %error, "Could not write an event.");
+                }
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn is_due(&self, now: Instant) -> bool {
+        match &self.written {
+            None => true,
+            Some((message, when)) => {
+                let pause = if *message == self.note.message { REPEAT } else { CHANGE };
+                now.duration_since(*when) >= pause
+            }
+        }
+    }
+}
+
+async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool) -> Result<(), ApiError> {
+    let note = &entry.note;
+    let api: Api<Event> = Api::namespaced(client.clone(), &note.pod.namespace);
+    let name = event_name(note);
+    let doing = || format!("telling {} of pod {}", note.reason, note.pod);
+    if entry.exists {
+        if !may_patch {
+            return Ok(());
+        }
+        match update(&api, &name, entry, doing).await {
+            // It ran out (events live an hour): begin anew.
+            Err(error) if error.kind() == ApiErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(note.pod.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(note.pod.namespace.clone()),
+            name: Some(note.pod.name.clone()),
+            uid: Some(note.pod.uid.to_string()),
+            ..ObjectReference::default()
+        },
+        reason: Some(note.reason.to_owned()),
+        message: Some(note.message.clone()),
+        type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+        source: Some(EventSource { component: Some(source.to_owned()), ..EventSource::default() }),
+        count: Some(entry.count),
+        first_timestamp: Some(Time(entry.first)),
+        last_timestamp: Some(Time(Timestamp::now())),
+        reporting_component: Some(source.to_owned()),
+        ..Event::default()
+    };
+    match timed(doing, REQUEST_TIME, api.create(&PostParams::default(), &event)).await {
+        Ok(_) => Ok(()),
+        // An earlier life of ours wrote it: go on from its count.
+        Err(error) if error.kind() == ApiErrorKind::Exists => {
+            if let Some(old) = timed(doing, REQUEST_TIME, api.get_opt(&name)).await? {
+                entry.count = entry.count.saturating_add(old.count.unwrap_or(0));
+            }
+            entry.exists = true;
+            update(&api, &name, entry, || format!("telling {} of pod {}", entry.note.reason, entry.note.pod)).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn update(api: &Api<Event>, name: &str, entry: &Entry, doing: impl Fn() -> String) -> Result<(), ApiError> {
+    let patch = json!({
+        "count": entry.count,
+        "lastTimestamp": Time(Timestamp::now()),
+        "message": entry.note.message,
+    });
+    let params = PatchParams::default();
+    timed(doing, REQUEST_TIME, api.patch(name, &params, &Patch::Merge(&patch))).await.map(drop)
+}
+
+/// Stable for one pod and reason, over restarts too.
+fn event_name(note: &Note) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in note.pod.uid.as_str().bytes().chain(*b"/").chain(note.reason.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    let pod: String = note.pod.name.chars().take(200).collect();
+    format!("{}.{hash:016x}", pod.trim_end_matches(['.', '-']))
+}
+
+fn cut(message: &mut String) {
+    if message.len() > MESSAGE_MAX {
+        let mut end = MESSAGE_MAX - '…'.len_utf8();
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push('…');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let mut message = "é".repeat(600);
+        cut(&mut message);
+        assert!(message.len() <= MESSAGE_MAX && message.ends_with('…'));
+    }
+}

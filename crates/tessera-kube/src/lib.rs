@@ -1,0 +1,20 @@
+//! The edge to the Kubernetes API server; the only product crate that holds its client.
+//!
+//! Reading: [`watch`] follows pods, nodes and quotas, [`books`] is the one task that owns the decision engine's
+//! world and publishes an immutable view of it. Writing: [`writes`] has the few writes a scheduled pod costs,
+//! [`events`] what is told to people, [`lock`] the node lock for plugins of other makers, [`lease`] who leads.
+//! Nothing here decides where a pod goes.
+
+pub mod api;
+pub mod books;
+pub mod events;
+pub mod lease;
+pub mod lock;
+pub mod objects;
+pub mod reach;
+pub mod watch;
+pub mod webhooks;
+pub mod writes;
+
+pub use api::{ApiError, ApiErrorKind, ClientSettings, ConnectError, connect};
+pub use kube::Client;

@@ -1,0 +1,129 @@
+//! The node lock, for nodes where a device plugin of another maker serves.
+//!
+//! Such a plugin learns which pod it serves from the lock on its node, so the lock must be there before the
+//! Binding and the plugin takes it away. Our own agent proves the pod through the kubelet and needs none; this
+//! module is then never called. The rules (what counts as held, when it may be taken over) are
+//! [`tessera_wire::node_lock`]'s.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tessera_wire::NodeView;
+use tessera_wire::node_lock::{self, LockOwner, LockStep, NodeLock, OwnerState, Release};
+
+use crate::api::{ApiError, ApiErrorKind, REQUEST_TIME, timed};
+use crate::objects::Trimmed;
+use crate::writes::read_pod;
+
+/// Tries before a contended resource version is given up.
+const TRIES: u32 = 5;
+
+/// Takes and releases one annotation on nodes.
+#[derive(Debug, Clone)]
+pub struct NodeLocks {
+    client: NodeApi,
+    /// A lock older than this may be taken over, seconds.
+    timeout_seconds: i64,
+}
+
+#[derive(Clone)]
+struct NodeApi(Client);
+
+impl std::fmt::Debug for NodeApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeApi")
+    }
+}
+
+impl NodeLocks {
+    /// Locks lapse after `timeout`.
+    #[must_use]
+    pub fn new(client: Client, timeout: Duration) -> Self {
+        Self { client: NodeApi(client), timeout_seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX) }
+    }
+
+    /// Takes the lock `key` of `node` for the pod; success if the pod has it already.
+    ///
+    /// # Errors
+    /// A live pod holds it, or the server does not answer.
+    pub async fn acquire(&self, node: &str, key: &str, me: &LockOwner) -> Result<(), ApiError> {
+        let doing = || format!("locking node {node}");
+        for attempt in 0..TRIES {
+            backoff(attempt).await;
+            let (current, version) = self.read(node, key).await?;
+            let now = Timestamp::now().as_second();
+            let mut step = node_lock::decide(current.as_deref(), me, now, self.timeout_seconds, None);
+            if let LockStep::AskOwner(owner) = &step {
+                let state = match read_pod(&self.client.0, &owner.namespace, &owner.name).await? {
+                    Some(_) => OwnerState::Alive,
+                    None => OwnerState::Gone,
+                };
+                step = node_lock::decide(current.as_deref(), me, now, self.timeout_seconds, Some(state));
+            }
+            match step {
+                LockStep::Mine => return Ok(()),
+                LockStep::Contended | LockStep::AskOwner(_) => {
+                    return Err(ApiError::refused(doing(), node_lock::contention_text(node, self.timeout_seconds)));
+                }
+                LockStep::TakeOver(why) => {
+                    tracing::info!(node, why = ?why, "Take over a node lock nobody needs any more.");
+                }
+                LockStep::Set => {}
+            }
+            let lock = NodeLock { at: now, owner: Some(me.clone()) };
+            match self.write(node, key, &version, Value::String(lock.to_string())).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == ApiErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApiError::refused(doing(), "the node changed at every try"))
+    }
+
+    /// Gives the lock back if the pod holds it.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn release(&self, node: &str, key: &str, me: &LockOwner) -> Result<(), ApiError> {
+        for attempt in 0..TRIES {
+            backoff(attempt).await;
+            let (current, version) = self.read(node, key).await?;
+            match node_lock::release(current.as_deref(), me) {
+                Release::Nothing | Release::NotMine => return Ok(()),
+                Release::Remove => {}
+            }
+            match self.write(node, key, &version, Value::Null).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == ApiErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApiError::refused(format!("unlocking node {node}"), "the node changed at every try"))
+    }
+
+    async fn read(&self, node: &str, key: &str) -> Result<(Option<String>, String), ApiError> {
+        let api: Api<Trimmed<NodeView>> = Api::all(self.client.0.clone());
+        let doing = || format!("reading node {node}");
+        let found = timed(doing, REQUEST_TIME, api.get(node)).await?;
+        let version = found.version().to_owned();
+        let view = found.view.map_err(|why| ApiError::refused(doing(), why))?;
+        Ok((view.annotations.get(key).cloned(), version))
+    }
+
+    async fn write(&self, node: &str, key: &str, version: &str, value: Value) -> Result<(), ApiError> {
+        let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.client.0.clone());
+        let patch = json!({"metadata": {"resourceVersion": version, "annotations": {key: value}}});
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let request = api.patch_metadata(node, &params, &patch);
+        timed(|| format!("writing the lock of node {node}"), REQUEST_TIME, request).await.map(drop)
+    }
+}
+
+async fn backoff(attempt: u32) {
+    if attempt > 0 {
+        tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt - 1)).await;
+    }
+}
