@@ -1,3 +1,4 @@
+// Pins the network plugins of a test node's pods.
 module tessera/tools/cni
 
 go 1.26.0

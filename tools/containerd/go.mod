@@ -1,3 +1,4 @@
+// Pins the container runtime of a test node.
 module tessera/tools/containerd
 
 go 1.26.8

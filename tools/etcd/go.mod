@@ -1,3 +1,4 @@
+// Pins the etcd release that a test cluster keeps its objects in.
 module tessera/tools/etcd
 
 go 1.26.0

@@ -1,3 +1,4 @@
+// Pins the Helm release that installs the chart into a test cluster.
 module tessera/tools/helm
 
 go 1.26.0

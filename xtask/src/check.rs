@@ -41,13 +41,25 @@ impl Tally {
 pub(crate) fn run(args: &CheckArgs) -> Result<ExitCode> {
     let start = Instant::now();
     let mut tally = Tally::default();
-    tally.step("format", tool::run("format", tool::cargo().args(["fmt", "--all", "--check"])));
+    tally.step(
+        "format",
+        tool::run("format", tool::cargo().args(["fmt", "--all", "--check"])),
+    );
     tally.step("rules", tidy_step());
     tally.step(
         "lints",
         tool::run(
             "lints (clippy, every warning is an error; about 4 min when nothing is built yet)",
-            tool::cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]),
+            tool::cargo().args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ]),
         ),
     );
     tally.step(
@@ -73,8 +85,15 @@ pub(crate) fn run(args: &CheckArgs) -> Result<ExitCode> {
     for what in &tally.broken {
         tool::say(&format!("broken: {what}"));
     }
-    tool::say(&format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped));
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    tool::say(&format!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    ));
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn tidy_step() -> Result<()> {
@@ -124,7 +143,9 @@ fn stream(tally: &mut Tally, command: &mut Command) -> Result<()> {
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; ...` as (3, 0, 1).
 fn libtest_counts(line: &str) -> Option<(u64, u64, u64)> {
     let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let mut numbers = counts.split(';').map(|part| part.trim().split(' ').next().and_then(|n| n.parse().ok()));
+    let mut numbers = counts
+        .split(';')
+        .map(|part| part.trim().split(' ').next().and_then(|n| n.parse().ok()));
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
 }
 

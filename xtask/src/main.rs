@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod check;
+mod storm;
 mod tidy;
 mod tool;
 mod up;
@@ -22,6 +23,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Start a one-node Kubernetes with Tessera and a sample of pods that share one card.
     Up(up::UpArgs),
+    /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
+    Storm(storm::StormArgs),
     /// Check the rules of the repository that no compiler knows.
     Tidy,
 }
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Up(args) => up::run(&args),
+        Command::Storm(args) => storm::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -23,13 +23,31 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-probe", &["tessera-types"]),
     (
         "tessera-extender",
-        &["tessera-types", "tessera-wire", "tessera-engine", "tessera-vendors", "tessera-kube", "tessera-http"],
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-engine",
+            "tessera-vendors",
+            "tessera-kube",
+            "tessera-http",
+        ],
     ),
     (
         "tessera-agent",
-        &["tessera-types", "tessera-wire", "tessera-region", "tessera-kubelet", "tessera-probe", "tessera-kube", "tessera-http"],
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-region",
+            "tessera-kubelet",
+            "tessera-probe",
+            "tessera-kube",
+            "tessera-http",
+        ],
     ),
-    ("tessera-terminal", &["tessera-types", "tessera-wire", "tessera-region", "tessera-probe"]),
+    (
+        "tessera-terminal",
+        &["tessera-types", "tessera-wire", "tessera-region", "tessera-probe"],
+    ),
     ("tessera", &["tessera-extender", "tessera-agent", "tessera-terminal"]),
     ("tessera-shim", &["tessera-region", "tessera-enforce"]),
     ("tessera-fake-core", &[]),
@@ -37,28 +55,71 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-fake-nvml", &["tessera-fake-core"]),
     (
         "tessera-testkit",
-        &["tessera-types", "tessera-wire", "tessera-engine", "tessera-vendors", "tessera-kube", "tessera-extender"],
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-engine",
+            "tessera-vendors",
+            "tessera-kube",
+            "tessera-extender",
+        ],
     ),
     ("tessera-testcluster", &[]),
     (
         "tessera-e2e",
-        &["tessera-types", "tessera-wire", "tessera-region", "tessera-testkit", "tessera-testcluster", "tessera-probe"],
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-region",
+            "tessera-testkit",
+            "tessera-testcluster",
+            "tessera-probe",
+        ],
     ),
-    ("xtask", &["tessera-testcluster", "tessera-e2e", "tessera-wire", "tessera-types"]),
+    (
+        "xtask",
+        &["tessera-testcluster", "tessera-e2e", "tessera-wire", "tessera-types"],
+    ),
 ];
 
 /// Words and decisions: no I/O, no clock, no async. These may not depend on any of [`OUTSIDE`].
-const PURE: &[&str] = &["tessera-types", "tessera-wire", "tessera-engine", "tessera-vendors", "tessera-enforce"];
+const PURE: &[&str] = &[
+    "tessera-types",
+    "tessera-wire",
+    "tessera-engine",
+    "tessera-vendors",
+    "tessera-enforce",
+];
 
 /// Crates that reach outside of the process.
 const OUTSIDE: &[&str] = &[
-    "tokio", "kube", "k8s-openapi", "tonic", "hyper", "axum", "reqwest", "rustix", "libc", "notify", "rand", "tracing-subscriber",
-    "jiff", "chrono", "time",
+    "tokio",
+    "kube",
+    "k8s-openapi",
+    "tonic",
+    "hyper",
+    "axum",
+    "reqwest",
+    "rustix",
+    "libc",
+    "notify",
+    "rand",
+    "tracing-subscriber",
+    "jiff",
+    "chrono",
+    "time",
 ];
 
 /// Paths in source that pure crates may not name.
-const IMPURE_PATHS: &[&str] =
-    &["std::fs", "std::env", "std::net", "std::process", "SystemTime", "Instant::now", "std::thread"];
+const IMPURE_PATHS: &[&str] = &[
+    "std::fs",
+    "std::env",
+    "std::net",
+    "std::process",
+    "SystemTime",
+    "Instant::now",
+    "std::thread",
+];
 
 /// Texts that belong to one machine and never to the product.
 const FOREIGN: &[&str] = &["/work/main", "/work/shared", "/tmp/h/", "/root/"];
@@ -72,7 +133,10 @@ pub(crate) fn run() -> Result<ExitCode> {
         tool::say("tidy: all rules hold");
         return Ok(ExitCode::SUCCESS);
     }
-    tool::say(&format!("tidy: {} rule(s) broken; ARCHITECTURE.md says why each exists", problems.len()));
+    tool::say(&format!(
+        "tidy: {} rule(s) broken; ARCHITECTURE.md says why each exists",
+        problems.len()
+    ));
     Ok(ExitCode::FAILURE)
 }
 
@@ -80,14 +144,25 @@ pub(crate) fn run() -> Result<ExitCode> {
 pub(crate) fn problems() -> Result<Vec<String>> {
     let metadata = metadata()?;
     let mut problems = Vec::new();
-    let allowed: BTreeMap<&str, BTreeSet<&str>> =
-        ARROWS.iter().map(|(name, to)| (*name, to.iter().copied().collect())).collect();
-    for package in metadata["packages"].as_array().context("cargo metadata has no packages")? {
+    let allowed: BTreeMap<&str, BTreeSet<&str>> = ARROWS
+        .iter()
+        .map(|(name, to)| (*name, to.iter().copied().collect()))
+        .collect();
+    for package in metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?
+    {
         let name = package["name"].as_str().unwrap_or_default();
         let manifest = package["manifest_path"].as_str().unwrap_or_default();
-        let folder = Path::new(manifest).parent().and_then(Path::file_name).and_then(|f| f.to_str()).unwrap_or_default();
+        let folder = Path::new(manifest)
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|f| f.to_str())
+            .unwrap_or_default();
         if folder != name {
-            problems.push(format!("{manifest}: crate `{name}` lies in folder `{folder}`; folder and crate have one name"));
+            problems.push(format!(
+                "{manifest}: crate `{name}` lies in folder `{folder}`; folder and crate have one name"
+            ));
         }
         if package["publish"] != Value::Array(Vec::new()) {
             problems.push(format!("{manifest}: add `publish.workspace = true`"));
@@ -105,7 +180,9 @@ pub(crate) fn problems() -> Result<Vec<String>> {
                 problems.push(format!("{manifest}: `{name}` may not depend on `{target}`; move what both need down, or argue the arrow in ARCHITECTURE.md"));
             }
             if PURE.contains(&name) && OUTSIDE.contains(&target) {
-                problems.push(format!("{manifest}: `{name}` decides and may not reach outside; `{target}` does"));
+                problems.push(format!(
+                    "{manifest}: `{name}` decides and may not reach outside; `{target}` does"
+                ));
             }
         }
         let text = std::fs::read_to_string(manifest).with_context(|| format!("reading {manifest}"))?;
@@ -134,7 +211,9 @@ fn source_rules(problems: &mut Vec<String>) -> Result<()> {
         .context("asking git for the files")?;
     for file in String::from_utf8_lossy(&listed.stdout).lines() {
         let path = root.join(file);
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            continue;
+        };
         if file != "xtask/src/tidy.rs" {
             for foreign in FOREIGN {
                 if text.contains(foreign) {
@@ -149,7 +228,10 @@ fn source_rules(problems: &mut Vec<String>) -> Result<()> {
                 let line = line.split("//").next().unwrap_or_default();
                 for path in IMPURE_PATHS {
                     if line.contains(path) {
-                        problems.push(format!("{file}:{}: a decision crate uses `{path}`; take it as an argument", number + 1));
+                        problems.push(format!(
+                            "{file}:{}: a decision crate uses `{path}`; take it as an argument",
+                            number + 1
+                        ));
                     }
                 }
             }

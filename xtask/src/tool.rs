@@ -16,7 +16,9 @@ pub(crate) fn say(line: &str) {
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// `cargo` as it called us.
@@ -30,7 +32,9 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     let start = Instant::now();
     say(&format!("== {what}"));
-    let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
+    let status = command
+        .status()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
     if !status.success() {
         bail!("{what}: {:?} ended with {status}", command.get_program());
     }

@@ -86,19 +86,26 @@ fn simulated_cards(args: &UpArgs) -> Result<Option<String>> {
         None if Path::new("/dev/nvidiactl").exists() => return Ok(None),
         None => tool::root().join("examples/one-simulated-card.yaml"),
     };
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading the cards to simulate from {}", file.display()))?;
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("reading the cards to simulate from {}", file.display()))?;
     Ok(Some(text))
 }
 
 /// The values file that the user named.
 fn own_values(args: &UpArgs) -> Result<Value> {
-    let Some(file) = &args.values else { return Ok(Value::Null) };
+    let Some(file) = &args.values else {
+        return Ok(Value::Null);
+    };
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     serde_saphyr::from_str(&text).with_context(|| format!("{} is not YAML", file.display()))
 }
 
 fn existing(kubeconfig: &Path, args: &UpArgs) -> Result<()> {
-    ensure!(kubeconfig.is_file(), "there is no kubeconfig at {}", kubeconfig.display());
+    ensure!(
+        kubeconfig.is_file(),
+        "there is no kubeconfig at {}",
+        kubeconfig.display()
+    );
     let image = args.image.as_deref().context(
         "the nodes of an existing cluster pull Tessera's image: push one they can reach, then add `--image REPOSITORY:TAG` (docs/install.md shows how to build it)",
     )?;
@@ -112,7 +119,8 @@ fn existing(kubeconfig: &Path, args: &UpArgs) -> Result<()> {
     }
     merge(&mut values, &own_values(args)?);
     let file = tool::root().join("target/up-values.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(&values)?).with_context(|| format!("writing {}", file.display()))?;
+    std::fs::write(&file, serde_json::to_vec_pretty(&values)?)
+        .with_context(|| format!("writing {}", file.display()))?;
     product::install_chart(helm.helm(), kubeconfig, &file)?;
     tool::say("Tessera is installed. A first pod: examples/share-one-card.yaml (give it an image of yours).");
     Ok(())
@@ -131,7 +139,9 @@ async fn up(args: &UpArgs) -> Result<()> {
     };
     let running = Cluster::attach(STATE).await.context("looking for a running cluster")?;
     tool::say("Building Tessera (about 5 min the first time).");
-    let artefacts = tokio::task::spawn_blocking(|| Artefacts::build(Profile::Release)).await.context("building Tessera")??;
+    let artefacts = tokio::task::spawn_blocking(|| Artefacts::build(Profile::Release))
+        .await
+        .context("building Tessera")??;
     let stage = match running {
         Some(cluster) => {
             tool::say("The cluster is running already; bringing Tessera up to date.");
@@ -141,7 +151,9 @@ async fn up(args: &UpArgs) -> Result<()> {
             stage
         }
         None => {
-            Cluster::destroy(STATE).await.context("clearing what an earlier run left")?;
+            Cluster::destroy(STATE)
+                .await
+                .context("clearing what an earlier run left")?;
             Stage::start(&plan, &artefacts, &progress).await?
         }
     };
@@ -154,7 +166,6 @@ async fn up(args: &UpArgs) -> Result<()> {
         stage.cluster.kubeconfig().display(),
         stage.cluster.binaries().kubectl().display(),
     ));
-    stage.cluster.detach();
     Ok(())
 }
 
@@ -187,7 +198,11 @@ fn print_table(rows: &[[String; 7]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..7).map(width).collect();
     for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let line: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         tool::say(line.join("  ").trim_end());
     }
 }

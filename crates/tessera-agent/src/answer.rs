@@ -237,6 +237,15 @@ pub fn compat_folder(frame: &Frame, record: &Record) -> PathBuf {
         .join(format!("{}_{}", record.pod.uid, record.container))
 }
 
+/// Whether a recorded answer mounts a grant.
+#[must_use]
+pub fn mounts_grant(response: &ContainerAllocateResponse) -> bool {
+    response
+        .mounts
+        .iter()
+        .any(|mount| mount.container_path == CONTAINER_GRANT_DIR)
+}
+
 /// The grant that a recorded answer names.
 #[must_use]
 pub fn grant_in(response: &ContainerAllocateResponse) -> Option<String> {

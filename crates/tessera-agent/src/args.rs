@@ -334,8 +334,10 @@ impl AgentArgs {
             .context("the node's name is not known; set NODE_NAME (from spec.nodeName) or --node-name")?;
         ensure!(
             self.mig_strategy == MigStrategy::None,
-            "--mig-strategy={:?} is not served; use `none`",
+            "--mig-strategy={} is not served; use `none`",
             self.mig_strategy
+                .to_possible_value()
+                .map_or_else(String::new, |word| word.get_name().to_owned())
         );
         ensure!(
             self.device_id_strategy == "uuid",
@@ -381,7 +383,7 @@ impl AgentArgs {
     fn device_config(&self) -> anyhow::Result<Option<Nvidia>> {
         let Some(path) = &self.config_file else { return Ok(None) };
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("reading the device configuration `{}`", path.display()))?;
+            .with_context(|| format!("cannot read the device configuration `{}`; mount it there, or leave --config-file out for the defaults", path.display()))?;
         let config = DeviceConfig::from_yaml(&text)
             .with_context(|| format!("in the device configuration `{}`", path.display()))?;
         for warning in &config.warnings {

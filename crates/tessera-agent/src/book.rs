@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kubelet::PreferredRequest;
 use tessera_region::GrantId;
 use tessera_types::{Allocation, CardId, ClassAllocation, Cores, Keyword, Mib, PodId, PodUid, Share, effective_usage};
-use tessera_wire::{PodView, device_text, keys};
+use tessera_wire::{PodPhase, PodView, device_text, keys};
 
 use crate::cards::Managed;
 use crate::slot;
@@ -199,8 +199,12 @@ pub struct Shortfall {
 /// What the kubelet recorded about one grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truth {
-    /// Grant id out of the recorded answer.
-    pub grant: String,
+    /// Grant id out of the recorded answer; `None` when another plugin gave it.
+    pub grant: Option<String>,
+    /// Ids by the kubelet.
+    pub ids: BTreeSet<String>,
+    /// Whether the recorded answer mounts a grant.
+    pub limited: bool,
     /// Owner by the kubelet.
     pub uid: PodUid,
     /// Container by the kubelet.
@@ -224,7 +228,15 @@ struct Known {
     /// Entries that the scheduler wrote; `Err` when they do not parse.
     allocated: Option<Result<ClassAllocation, String>>,
     to_allocate: Option<Result<ClassAllocation, String>>,
-    order: (i64, i64, u64),
+    order: Order,
+}
+
+/// When the kubelet is expected to ask for a pod. Pods that were there before
+/// us come in no order that means anything; their bind time is the witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Listed { bound: i64, created: i64, arrival: u64 },
+    Watched { arrival: u64 },
 }
 
 impl Known {
@@ -323,8 +335,21 @@ impl Book {
         self.lock_owner = owner;
     }
 
+    /// Takes in the list of all pods of this node; others are gone.
+    pub fn list_pods(&mut self, pods: Vec<PodView>) {
+        let listed: BTreeSet<PodUid> = pods.iter().map(|pod| pod.id.uid.clone()).collect();
+        self.pods.retain(|uid, _| listed.contains(uid));
+        for pod in pods {
+            self.put_pod(pod, true);
+        }
+    }
+
     /// Takes in a pod of this node, new or changed.
     pub fn set_pod(&mut self, view: PodView) {
+        self.put_pod(view, false);
+    }
+
+    fn put_pod(&mut self, view: PodView, listed: bool) {
         let class = self.class.clone();
         let parse = |key: &str| {
             view.annotation(key).map(|text| {
@@ -344,13 +369,20 @@ impl Book {
             Some(known) => known.order,
             None => {
                 self.arrivals += 1;
-                // Pods that were there before us arrive in list order; their
-                // bind time is the better witness.
-                let bound = view
-                    .annotation(keys::BIND_TIME)
-                    .and_then(|text| text.parse().ok())
-                    .unwrap_or(i64::MAX);
-                (bound, view.created_at.unwrap_or(i64::MAX), self.arrivals)
+                let arrival = self.arrivals;
+                if listed {
+                    let bound = view
+                        .annotation(keys::BIND_TIME)
+                        .and_then(|text| text.parse().ok())
+                        .unwrap_or(i64::MAX);
+                    Order::Listed {
+                        bound,
+                        created: view.created_at.unwrap_or(i64::MAX),
+                        arrival,
+                    }
+                } else {
+                    Order::Watched { arrival }
+                }
             }
         };
         let uid = view.id.uid.clone();
@@ -430,7 +462,12 @@ impl Book {
     #[must_use]
     pub fn candidates(&self) -> Vec<Candidate> {
         let mut pods: Vec<&Known> = self.pods.values().filter(|known| known.waits()).collect();
-        pods.sort_by_key(|known| (!self.holds_lock(&known.view.id), known.order));
+        // A running pod is admitted; only a kubelet that lost its record asks
+        // for it again.
+        pods.sort_by_key(|known| {
+            let pending = known.view.phase == PodPhase::Pending;
+            (!pending, !self.holds_lock(&known.view.id), known.order)
+        });
         pods.into_iter().filter_map(|known| self.next_of(known)).collect()
     }
 
@@ -559,39 +596,41 @@ impl Book {
     /// Makes the grants of `ids` true to the kubelet's record. `truth` is the
     /// whole record of the resource; every unsealed grant that it contradicts
     /// is put right in the same step, so that containers whose grants were
-    /// exchanged both come out right. Returns the changed records; those for
-    /// `ids` are sealed.
+    /// exchanged both come out right. A grant that the kubelet remembers and we
+    /// do not (the node was restarted) is made again. Returns the changed
+    /// records; those for `ids` are sealed. Containers of another plugin's
+    /// answers need nothing.
     ///
     /// # Errors
     /// The record does not name the ids, names an unknown pod, or the true
     /// owner's limits do not fit. Nothing is changed then.
     pub fn settle(&self, ids: &BTreeSet<String>, truth: &[Truth]) -> Result<Settled, NoOwner> {
-        let by_grant: BTreeMap<&str, &Truth> = truth.iter().map(|truth| (truth.grant.as_str(), truth)).collect();
-        let wanted: BTreeSet<&str> = self
-            .records
-            .values()
-            .filter(|record| {
-                record.ids == *ids
-                    && by_grant
-                        .get(record.id.as_str())
-                        .is_some_and(|truth| !self.ended(&truth.uid))
-            })
-            .map(|record| record.id.as_str())
+        let asked: Vec<&Truth> = truth
+            .iter()
+            .filter(|truth| truth.ids == *ids && !self.ended(&truth.uid))
             .collect();
-        if wanted.is_empty() {
+        if asked.is_empty() {
             return Err(NoOwner::NoRecord);
         }
-        let mut changed: BTreeMap<&str, Record> = BTreeMap::new();
+        let wanted: BTreeSet<&str> = asked.iter().filter_map(|truth| truth.grant.as_deref()).collect();
+        let mut changed: BTreeMap<String, Record> = BTreeMap::new();
         let mut plan = Vec::new();
-        for record in self.records.values() {
-            let Some(truth) = by_grant.get(record.id.as_str()) else {
-                continue;
+        for truth in truth {
+            let Some(grant) = truth.grant.as_deref() else { continue };
+            let is_asked = wanted.contains(grant);
+            let forgotten;
+            let record = match self.records.get(grant) {
+                Some(record) => record,
+                None if is_asked => {
+                    forgotten = self.placeholder(grant, truth)?;
+                    &forgotten
+                }
+                None => continue,
             };
-            let asked = wanted.contains(record.id.as_str());
             if record.is_of(&truth.uid, &truth.container) {
-                if asked && !record.sealed {
+                if is_asked && !record.sealed {
                     changed.insert(
-                        &record.id,
+                        grant.to_owned(),
                         Record {
                             sealed: true,
                             ..record.clone()
@@ -601,7 +640,7 @@ impl Book {
                 continue;
             }
             if record.sealed {
-                if asked {
+                if is_asked {
                     return Err(NoOwner::SealedForAnother {
                         pod: record.pod.clone(),
                         container: record.container.clone(),
@@ -612,34 +651,24 @@ impl Book {
             match self.retarget(record, truth) {
                 Ok(mut corrected) => {
                     plan.push((corrected.pod.uid.clone(), corrected.index, corrected.shares.clone()));
-                    corrected.sealed = asked;
-                    changed.insert(&record.id, corrected);
+                    corrected.sealed = is_asked;
+                    changed.insert(grant.to_owned(), corrected);
                 }
-                Err(error) if asked => return Err(error),
+                Err(error) if is_asked => return Err(error),
                 // It will be asked about by itself.
                 Err(_) => {}
             }
         }
-        if let Err(short) = self.fits(&plan) {
+        if self.fits(&plan).is_err() {
             // Without the others it may fit; theirs is put right when asked.
+            changed.retain(|_, record| record.sealed);
             plan.retain(|(uid, index, _)| {
                 changed
                     .values()
-                    .any(|record| record.pod.uid == *uid && record.index == *index && record.sealed)
+                    .any(|record| record.pod.uid == *uid && record.index == *index)
             });
-            changed.retain(|_, record| record.sealed);
-            if self.fits(&plan).is_err() {
-                let error = plan.first().and_then(|(uid, index, shares)| {
-                    let known = self.pods.get(uid)?;
-                    let candidate = Candidate {
-                        pod: known.view.id.clone(),
-                        container: known.view.containers.get(*index)?.name.clone(),
-                        index: *index,
-                        shares: shares.clone(),
-                    };
-                    Some(short.explain(&candidate, known.booked(*index)?))
-                });
-                return Err(error.unwrap_or(NoOwner::NoRecord));
+            if let Err(short) = self.fits(&plan) {
+                return Err(self.explain(&short, &plan));
             }
         }
         let asked = wanted.into_iter().map(str::to_owned).collect();
@@ -647,6 +676,50 @@ impl Book {
             changed: changed.into_values().collect(),
             asked,
         })
+    }
+
+    /// A record in place of one that is lost, of nobody yet.
+    fn placeholder(&self, grant: &str, truth: &Truth) -> Result<Record, NoOwner> {
+        let ids: Vec<String> = truth.ids.iter().cloned().collect();
+        let cards = self.cards_of(&ids)?;
+        let class = self.class.clone().ok_or(NoOwner::NoRecord)?;
+        let pod = self.pods.get(&truth.uid).map(|known| known.view.id.clone());
+        Ok(Record {
+            id: grant.to_owned(),
+            ids: truth.ids.clone(),
+            pod: pod.ok_or_else(|| NoOwner::UnknownPod {
+                uid: truth.uid.to_string(),
+            })?,
+            // No container has this name.
+            container: String::new(),
+            index: usize::MAX,
+            shares: cards
+                .into_iter()
+                .map(|card| Share {
+                    card,
+                    class: class.clone(),
+                    memory: Mib::ZERO,
+                    cores: Cores::ZERO,
+                })
+                .collect(),
+            limited: truth.limited,
+            sealed: false,
+            serial: self.next_serial(),
+        })
+    }
+
+    fn explain(&self, short: &Short, plan: &[(PodUid, usize, Vec<Share>)]) -> NoOwner {
+        let about = plan.iter().find_map(|(uid, index, shares)| {
+            let known = self.pods.get(uid)?;
+            let candidate = Candidate {
+                pod: known.view.id.clone(),
+                container: known.view.containers.get(*index)?.name.clone(),
+                index: *index,
+                shares: shares.clone(),
+            };
+            Some(short.explain(&candidate, known.booked(*index)?))
+        });
+        about.unwrap_or(NoOwner::NoRecord)
     }
 
     fn ended(&self, uid: &PodUid) -> bool {

@@ -45,15 +45,7 @@ pub async fn follow<C: Cluster>(
         match change {
             None => return,
             Some(ClusterChange::Pods(pods)) => {
-                desk.change(|book| {
-                    let listed: BTreeSet<PodUid> = pods.iter().map(|pod| pod.id.uid.clone()).collect();
-                    for gone in book.pod_uids().difference(&listed) {
-                        book.remove_pod(gone);
-                    }
-                    for pod in pods {
-                        book.set_pod(pod);
-                    }
-                });
+                desk.change(|book| book.list_pods(pods));
                 synced.send_replace(true);
             }
             Some(ClusterChange::Pod(pod)) => desk.change(|book| book.set_pod(*pod)),
@@ -210,7 +202,7 @@ pub async fn sweep<C: Cluster>(desk: Arc<Desk<C>>, mut synced: watch::Receiver<b
 /// enough ago.
 pub fn sweep_once<C: Cluster>(desk: &Desk<C>, gone: &mut BTreeMap<String, Instant>, now: Instant) {
     let named: Option<BTreeSet<String>> = match desk.checkpoint() {
-        Ok(truth) => truth.map(|truth| truth.into_iter().map(|one| one.grant).collect()),
+        Ok(truth) => truth.map(|truth| truth.into_iter().filter_map(|one| one.grant).collect()),
         Err(_) => None,
     };
     let useless = desk.read(|book| {

@@ -194,8 +194,11 @@ impl<C: Cluster> Desk<C> {
             checkpoint
                 .of_resource(&self.settings.cards.resource)
                 .filter_map(|entry| {
+                    let response = entry.response.as_ref();
                     Some(Truth {
-                        grant: answer::grant_in(entry.response.as_ref()?)?,
+                        grant: response.and_then(answer::grant_in),
+                        ids: entry.device_ids.clone(),
+                        limited: response.is_some_and(answer::mounts_grant),
                         uid: tessera_types::PodUid::new(&entry.pod_uid).ok()?,
                         container: entry.container.clone(),
                     })
@@ -402,19 +405,11 @@ impl<C: Cluster> Desk<C> {
     /// What the kubelet says about who holds what.
     async fn truth(&self, ids: &BTreeSet<String>) -> Vec<Truth> {
         match self.checkpoint() {
-            Ok(Some(truth)) if self.names(&truth, ids) => return truth,
+            Ok(Some(truth)) if truth.iter().any(|truth| truth.ids == *ids) => return truth,
             Ok(_) => {}
             Err(error) => warn!(%error, "Cannot use the kubelet's checkpoint."),
         }
         self.truth_from_podresources(ids).await
-    }
-
-    fn names(&self, truth: &[Truth], ids: &BTreeSet<String>) -> bool {
-        self.read(|book| {
-            truth
-                .iter()
-                .any(|truth| book.record(&truth.grant).is_some_and(|record| record.ids == *ids))
-        })
     }
 
     /// The second witness: names without uids, no init containers, and not
@@ -446,7 +441,9 @@ impl<C: Cluster> Desk<C> {
                                 .is_some_and(|view| view.id.namespace == holder.namespace && view.id.name == holder.pod)
                     })
                     .map(|uid| Truth {
-                        grant: record.id.clone(),
+                        grant: Some(record.id.clone()),
+                        ids: ids.clone(),
+                        limited: record.limited,
                         uid,
                         container: holder.container.clone(),
                     })
@@ -474,9 +471,15 @@ impl<C: Cluster> Desk<C> {
                 info!(grant = %record.id, pod = %record.pod, container = %record.container,
                     "The kubelet meant another container; the grant follows.");
             }
+            let made_again = before.is_none();
             self.on_disk({
                 let record = record.clone();
-                move |store| store.update(&record, extras)
+                move |store| {
+                    if made_again {
+                        store.create(&record, extras)?;
+                    }
+                    store.update(&record, extras)
+                }
             })
             .await?;
             self.change(|book| book.set_record(record.clone()));

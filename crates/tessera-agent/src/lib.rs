@@ -31,6 +31,8 @@ pub mod web;
 pub use args::{AgentArgs, LogFormat};
 pub use serve::{ApiHealth, serve};
 
+use std::time::Duration;
+
 use tessera_kube::watch::Freshness;
 use tessera_kube::{ClientSettings, events};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,14 +44,18 @@ use tracing_subscriber::EnvFilter;
 /// Changes from the API server that may wait for us.
 const CHANGES: usize = 256;
 
+/// How long running calls get after a signal. Nothing is lost after it.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// Sends log lines to stderr as the arguments say. Called once by the program.
 pub fn init_logs(args: &AgentArgs) {
     let level = if args.verbosity >= 6 {
-        "tessera=trace,info"
+        "info,kube_client=off,tessera=trace"
     } else if args.verbosity >= 4 {
-        "tessera=debug,info"
+        "info,kube_client=off,tessera=debug"
     } else {
-        "info"
+        // The client library's own lines are left out: each of its errors is told by us, once.
+        "info,kube_client=off"
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt()
@@ -57,7 +63,7 @@ pub fn init_logs(args: &AgentArgs) {
         .with_writer(std::io::stderr);
     // A second call keeps the first subscriber.
     let _already = match args.log_format {
-        LogFormat::Text => logs.try_init(),
+        LogFormat::Text => logs.with_ansi(false).try_init(),
         LogFormat::Json => logs.json().try_init(),
     };
 }
@@ -84,12 +90,24 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let events = tokio::spawn(writer);
     let watches = tokio::spawn(follower);
-    let ended = tokio::select! {
-        result = serve(settings, cluster, changes, std::sync::Arc::new(freshness), stop.clone()) => result,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+    let asked = {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            info!("Stopping.");
+            stop.cancel();
+        })
     };
-    info!("Stopping.");
+    let running = serve(settings, cluster, changes, std::sync::Arc::new(freshness), stop.clone());
+    tokio::pin!(running);
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        () = stop.cancelled() => tokio::time::timeout(DRAIN, running).await.unwrap_or(Ok(())),
+    };
+    asked.abort();
     stop.cancel();
     watches.abort();
     events.abort();

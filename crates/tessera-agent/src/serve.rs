@@ -71,7 +71,13 @@ pub async fn serve<C: Cluster>(
     let metrics = Arc::new(Metrics::default());
     let listener = match settings.listen.as_str() {
         "" => None,
-        address => Some(web::bind(address).await?),
+        address => {
+            let listener = web::bind(address).await?;
+            if let Ok(address) = listener.local_addr() {
+                info!(%address, "Serve health and metrics.");
+            }
+            Some(listener)
+        }
     };
     let store =
         Store::open(&settings.paths.grants, &settings.paths.records).context("preparing the folders for grants")?;

@@ -1,6 +1,8 @@
 //! The agent's answers against a kubelet's device manager and an API server of
 //! one node, both in this process. No driver: the cards are given.
 
+#![expect(clippy::unwrap_used, reason = "the set-up of a test may end it")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -268,7 +270,7 @@ impl Node {
 
     /// `(uuid, MiB, permille)` of each card, checked to be sealed for the
     /// container.
-    fn sealed(&self, pod: &Pod, container: &str) -> Vec<(String, u64, u32)> {
+    fn sealed(&self, pod: &Pod, container: &str) -> support::Shares {
         let grant = self.grant(pod, container);
         assert_eq!(grant.state, GrantState::Sealed, "{} {container}", pod.name);
         assert_eq!(grant.pod_uid.as_str(), pod.uid());
@@ -299,7 +301,7 @@ impl Node {
     }
 }
 
-fn one(card: &str, mib: u64, permille: u32) -> Vec<(String, u64, u32)> {
+fn one(card: &str, mib: u64, permille: u32) -> support::Shares {
     vec![(card.to_owned(), mib, permille)]
 }
 
@@ -639,6 +641,19 @@ async fn an_agent_killed_between_answer_and_start_seals_afterwards() {
 }
 
 #[tokio::test]
+async fn grants_lost_with_the_node_s_memory_are_made_again() {
+    let mut node = Node::new().await;
+    let pod = Pod::new("p").container("c", &[(A, 1000, 40)]);
+    node.admit(&pod).await;
+    node.begin(&pod, "c").await;
+    // A reboot empties the tmpfs; the kubelet's record is on disk.
+    std::fs::remove_dir_all(&node.settings.paths.grants).unwrap();
+    node.restart_agent().await;
+    node.begin(&pod, "c").await;
+    assert_eq!(node.sealed(&pod, "c"), one(A, 1000, 400));
+}
+
+#[tokio::test]
 async fn a_restarted_kubelet_finds_the_same_ids_and_its_pods_start() {
     let mut node = Node::new().await;
     let pod = Pod::new("p").container("c", &[(A, 1000, 0)]);
@@ -774,4 +789,88 @@ async fn without_the_library_limited_pods_are_refused_and_whole_cards_served() {
     let whole = Pod::new("whole").container("c", &[(B, 40_960, 0)]);
     node.admit(&whole).await;
     node.begin(&whole, "c").await;
+}
+
+/// Numbers that look random and are the same for a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % sides
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for at in (1..items.len()).rev() {
+            let other = self.roll(at + 1);
+            items.swap(at, other);
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_a_storm_every_container_gets_its_own_limit_on_the_kubelet_s_card() {
+    for seed in 1..=6 {
+        println!("seed {seed}");
+        let mut dice = Dice(seed);
+        let mut node = Node::new().await;
+        // Any placement of these fits, so nothing may be refused.
+        let mut pods: Vec<Pod> = (0..20)
+            .map(|number| {
+                let card = if dice.roll(2) == 0 && number >= 10 || number < 5 {
+                    A
+                } else {
+                    B
+                };
+                let mib = 100 + 100 * u64::try_from(dice.roll(19)).unwrap();
+                Pod::new(&format!("p{number}")).container("c", &[(card, mib, 0)])
+            })
+            .collect();
+        for pod in &pods {
+            node.api.put(pod);
+        }
+        dice.shuffle(&mut pods);
+        for pod in &pods {
+            match dice.roll(8) {
+                0 => node.restart_agent().await,
+                1 => {
+                    node.kubelet.restart().unwrap();
+                    node.kubelet
+                        .await_devices(RESOURCE, DEADLINE, |list| list.len() == 20)
+                        .await
+                        .unwrap();
+                }
+                _ => {}
+            }
+            node.kubelet.admit(RESOURCE, &pod.for_kubelet()).await.unwrap();
+        }
+        dice.shuffle(&mut pods);
+        for pod in &pods {
+            if dice.roll(10) == 0 {
+                node.restart_agent().await;
+            }
+            node.begin(pod, "c").await;
+        }
+        for pod in &pods {
+            let record = node
+                .kubelet
+                .records()
+                .into_iter()
+                .find(|record| record.pod.uid == pod.uid())
+                .unwrap();
+            let id = record.ids.first().unwrap().clone();
+            let card = id.rsplit_once('-').unwrap().0;
+            let mib = pod.containers[0].2[0].1;
+            assert_eq!(node.sealed(pod, "c"), one(card, mib, 0), "seed {seed}, {}", pod.name);
+            let text = format!("{card},NVIDIA,{mib},0:;");
+            node.api
+                .until("the booking follows", |api| {
+                    api.annotations(pod)[keys::NVIDIA_ALLOCATED] == text
+                })
+                .await;
+        }
+    }
 }

@@ -9,12 +9,18 @@ use std::time::Instant;
 use anyhow::Result;
 
 /// One scenario on `E`.
-pub type Scenario<E> = (&'static str, for<'e> fn(&'e E) -> Pin<Box<dyn Future<Output = Result<()>> + 'e>>);
+pub type Scenario<E> = (
+    &'static str,
+    for<'e> fn(&'e E) -> Pin<Box<dyn Future<Output = Result<()>> + 'e>>,
+);
 
 /// Runs the scenarios whose name contains the filter given on the command line, and prints libtest's closing line.
 #[expect(clippy::print_stdout, reason = "a test runner")]
 pub async fn run<E>(environment: &E, scenarios: &[Scenario<E>]) -> ExitCode {
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let filter = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .unwrap_or_default();
     let (mut passed, mut failed, mut filtered) = (0, Vec::new(), 0);
     let start = Instant::now();
     println!("\nrunning {} tests", scenarios.len());
@@ -30,7 +36,10 @@ pub async fn run<E>(environment: &E, scenarios: &[Scenario<E>]) -> ExitCode {
                 passed += 1;
             }
             Err(error) => {
-                println!("test {name} ... FAILED ({:.1} s)\n  {error:#}", begun.elapsed().as_secs_f32());
+                println!(
+                    "test {name} ... FAILED ({:.1} s)\n  {error:#}",
+                    begun.elapsed().as_secs_f32()
+                );
                 failed.push(*name);
             }
         }
@@ -41,7 +50,11 @@ pub async fn run<E>(environment: &E, scenarios: &[Scenario<E>]) -> ExitCode {
         failed.len(),
         start.elapsed().as_secs_f32()
     );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Prints why a whole suite cannot run here, and counts it where `./check` looks.

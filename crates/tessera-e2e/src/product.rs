@@ -20,7 +20,12 @@ pub const NAMESPACE: &str = "tessera-system";
 /// The release's name.
 pub const RELEASE: &str = "tessera";
 /// Clients from PyPI that nobody changed.
-pub const CLIENTS: &[&str] = &["nvidia-ml-py==13.615.71", "cuda-bindings==13.5.0", "cuda-core==1.2.2", "nvitop==1.7.2"];
+pub const CLIENTS: &[&str] = &[
+    "nvidia-ml-py==13.615.71",
+    "cuda-bindings==13.5.0",
+    "cuda-core==1.2.2",
+    "nvitop==1.7.2",
+];
 
 /// Paths that the node agent writes on its node; a test node keeps them apart from the machine's own.
 pub const NODE_PATHS: &[&str] = &["/run/tessera", "/run/tessera-sim", "/usr/local/vgpu"];
@@ -29,7 +34,9 @@ pub const NODE_PATHS: &[&str] = &["/run/tessera", "/run/tessera-sim", "/usr/loca
 #[must_use]
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).map_or_else(|| here.to_path_buf(), Path::to_path_buf)
+    here.ancestors()
+        .nth(2)
+        .map_or_else(|| here.to_path_buf(), Path::to_path_buf)
 }
 
 /// Files that make up the product.
@@ -66,7 +73,14 @@ impl Artefacts {
     pub fn build(profile: Profile) -> Result<Self> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(root()).args(["build", "--quiet", "--locked"]);
-        for package in ["tessera", "tessera-shim", "tessera-fake-core", "tessera-fake-cuda", "tessera-fake-nvml", "tessera-e2e"] {
+        for package in [
+            "tessera",
+            "tessera-shim",
+            "tessera-fake-core",
+            "tessera-fake-cuda",
+            "tessera-fake-nvml",
+            "tessera-e2e",
+        ] {
             cargo.args(["-p", package]);
         }
         if profile == Profile::Release {
@@ -82,12 +96,12 @@ impl Artefacts {
     /// # Errors
     /// Names the file that is missing.
     pub fn find(profile: Profile) -> Result<Self> {
-        let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join(
-            match profile {
+        let folder = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| root().join("target"), PathBuf::from)
+            .join(match profile {
                 Profile::Dev => "debug",
                 Profile::Release => "release",
-            },
-        );
+            });
         let artefacts = Self {
             tessera: folder.join("tessera"),
             simdriver: folder.join("tessera-simdriver"),
@@ -96,8 +110,19 @@ impl Artefacts {
             cuda: folder.join("libcuda.so"),
             nvml: folder.join("libnvidia_ml.so"),
         };
-        for file in [&artefacts.tessera, &artefacts.simdriver, &artefacts.shim, &artefacts.probe, &artefacts.cuda, &artefacts.nvml] {
-            ensure!(file.is_file(), "{} is missing; run `cargo build --workspace`", file.display());
+        for file in [
+            &artefacts.tessera,
+            &artefacts.simdriver,
+            &artefacts.shim,
+            &artefacts.probe,
+            &artefacts.cuda,
+            &artefacts.nvml,
+        ] {
+            ensure!(
+                file.is_file(),
+                "{} is missing; run `cargo build --workspace`",
+                file.display()
+            );
         }
         Ok(artefacts)
     }
@@ -109,11 +134,31 @@ impl Artefacts {
 /// What [`image::Builder::build`] says.
 pub fn tessera_image(artefacts: &Artefacts, progress: &Progress) -> Result<Image> {
     Ok(image::Builder::debian(TESSERA_IMAGE)
-        .file("/opt/tessera/bin/tessera", 0o755, Content::Path(artefacts.tessera.clone()))
-        .file("/opt/tessera/bin/tessera-simdriver", 0o755, Content::Path(artefacts.simdriver.clone()))
-        .file("/opt/tessera/lib/libvgpu.so", 0o755, Content::Path(artefacts.shim.clone()))
-        .file("/opt/tessera/sim/lib64/libcuda.so.1", 0o755, Content::Path(artefacts.cuda.clone()))
-        .file("/opt/tessera/sim/lib64/libnvidia-ml.so.1", 0o755, Content::Path(artefacts.nvml.clone()))
+        .file(
+            "/opt/tessera/bin/tessera",
+            0o755,
+            Content::Path(artefacts.tessera.clone()),
+        )
+        .file(
+            "/opt/tessera/bin/tessera-simdriver",
+            0o755,
+            Content::Path(artefacts.simdriver.clone()),
+        )
+        .file(
+            "/opt/tessera/lib/libvgpu.so",
+            0o755,
+            Content::Path(artefacts.shim.clone()),
+        )
+        .file(
+            "/opt/tessera/sim/lib64/libcuda.so.1",
+            0o755,
+            Content::Path(artefacts.cuda.clone()),
+        )
+        .file(
+            "/opt/tessera/sim/lib64/libnvidia-ml.so.1",
+            0o755,
+            Content::Path(artefacts.nvml.clone()),
+        )
         .env("PATH", "/opt/tessera/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
         .entrypoint(["/opt/tessera/bin/tessera"])
         .build(progress)?)
@@ -125,7 +170,11 @@ pub fn tessera_image(artefacts: &Artefacts, progress: &Progress) -> Result<Image
 /// What [`image::Builder::build`] says.
 pub fn kube_scheduler_image(binaries: &Binaries, progress: &Progress) -> Result<Image> {
     Ok(image::Builder::scratch(KUBE_SCHEDULER_IMAGE)
-        .file("/usr/local/bin/kube-scheduler", 0o755, Content::Path(binaries.kube_scheduler().to_path_buf()))
+        .file(
+            "/usr/local/bin/kube-scheduler",
+            0o755,
+            Content::Path(binaries.kube_scheduler().to_path_buf()),
+        )
         .env("PATH", "/usr/local/bin")
         .entrypoint(["/usr/local/bin/kube-scheduler"])
         .build(progress)?)
@@ -138,7 +187,11 @@ pub fn kube_scheduler_image(binaries: &Binaries, progress: &Progress) -> Result<
 pub fn sample_image(probe: &Path, progress: &Progress) -> Result<Image> {
     Ok(image::Builder::debian(SAMPLE_IMAGE)
         .pip(CLIENTS.iter().copied())
-        .file("/opt/sample/hold.py", 0o644, Content::Path(root().join("examples/sample/hold.py")))
+        .file(
+            "/opt/sample/hold.py",
+            0o644,
+            Content::Path(root().join("examples/sample/hold.py")),
+        )
         .file("/opt/sample/share-probe", 0o755, Content::Path(probe.to_path_buf()))
         .build(progress)?)
 }
@@ -183,7 +236,11 @@ pub fn helm(helm: &Path, kubeconfig: &Path, args: &[&str]) -> Result<String> {
         .output()
         .with_context(|| format!("starting {}", helm.display()))?;
     if !output.status.success() {
-        bail!("helm {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "helm {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -197,7 +254,17 @@ pub fn install_chart(helm_binary: &Path, kubeconfig: &Path, values: &Path) -> Re
     helm(
         helm_binary,
         kubeconfig,
-        &["upgrade", "--install", RELEASE, "charts/tessera", "--namespace", NAMESPACE, "--create-namespace", "--values", values],
+        &[
+            "upgrade",
+            "--install",
+            RELEASE,
+            "charts/tessera",
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--values",
+            values,
+        ],
     )?;
     Ok(())
 }
@@ -219,7 +286,10 @@ pub async fn load_images(cluster: &Cluster, artefacts: &Artefacts, progress: &Pr
     .await
     .context("building images")??;
     for image in &images {
-        cluster.load_image(image).await.with_context(|| format!("loading {}", image.name))?;
+        cluster
+            .load_image(image)
+            .await
+            .with_context(|| format!("loading {}", image.name))?;
     }
     Ok(())
 }

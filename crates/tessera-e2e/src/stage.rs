@@ -26,7 +26,9 @@ pub struct Stage {
 
 impl std::fmt::Debug for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stage").field("cluster", &self.cluster).finish_non_exhaustive()
+        f.debug_struct("Stage")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
     }
 }
 
@@ -103,7 +105,9 @@ impl Stage {
         wait_for("the node agent", Duration::from_secs(120), async || {
             let all = daemons.list(&ListParams::default()).await?;
             let ready = |d: &DaemonSet| {
-                d.status.as_ref().is_some_and(|s| s.number_ready > 0 && s.number_ready == s.desired_number_scheduled)
+                d.status
+                    .as_ref()
+                    .is_some_and(|s| s.number_ready > 0 && s.number_ready == s.desired_number_scheduled)
             };
             Ok(!all.items.is_empty() && all.items.iter().all(ready))
         })
@@ -112,7 +116,9 @@ impl Stage {
             let all = nodes.list(&ListParams::default()).await?;
             Ok(all.items.iter().any(|node| {
                 let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-                allocatable.and_then(|a| a.get("nvidia.com/gpu")).is_some_and(|quantity| quantity.0 != "0")
+                allocatable
+                    .and_then(|a| a.get("nvidia.com/gpu"))
+                    .is_some_and(|quantity| quantity.0 != "0")
             }))
         })
         .await
@@ -136,7 +142,11 @@ impl Stage {
             .output()
             .context("starting kubectl")?;
         if !output.status.success() {
-            bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "kubectl {}: {}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -155,7 +165,11 @@ impl Stage {
     /// # Errors
     /// The API server's refusal; a pod that is gone already is none.
     pub async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
-        match self.pods(namespace).delete(name, &DeleteParams::default().grace_period(0)).await {
+        match self
+            .pods(namespace)
+            .delete(name, &DeleteParams::default().grace_period(0))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(error.into()),
@@ -198,7 +212,10 @@ impl Stage {
     /// # Errors
     /// The pod's state when the time was over.
     pub async fn running(&self, namespace: &str, name: &str) -> Result<Pod> {
-        self.pod_until(namespace, name, "Running", Duration::from_secs(60), |pod| phase(pod) == "Running").await
+        self.pod_until(namespace, name, "Running", Duration::from_secs(60), |pod| {
+            phase(pod) == "Running"
+        })
+        .await
     }
 
     /// The first JSON object that the pod printed, waited for.
@@ -213,7 +230,10 @@ impl Stage {
             if let Some(value) = log.lines().find_map(|line| serde_json::from_str::<Value>(line).ok()) {
                 return Ok(value);
             }
-            ensure!(start.elapsed() < Duration::from_secs(60), "pod {name} printed no JSON: {log}");
+            ensure!(
+                start.elapsed() < Duration::from_secs(60),
+                "pod {name} printed no JSON: {log}"
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
@@ -224,11 +244,19 @@ impl Stage {
     /// The API server's.
     pub async fn events(&self, namespace: &str, name: &str) -> Result<Vec<(String, String, i32)>> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        let list = events.list(&ListParams::default().fields(&format!("involvedObject.name={name}"))).await?;
+        let list = events
+            .list(&ListParams::default().fields(&format!("involvedObject.name={name}")))
+            .await?;
         Ok(list
             .items
             .into_iter()
-            .map(|e| (e.reason.unwrap_or_default(), e.message.unwrap_or_default(), e.count.unwrap_or(1)))
+            .map(|e| {
+                (
+                    e.reason.unwrap_or_default(),
+                    e.message.unwrap_or_default(),
+                    e.count.unwrap_or(1),
+                )
+            })
             .collect())
     }
 }
@@ -261,7 +289,11 @@ pub async fn wait_for(what: &str, deadline: Duration, mut done: impl AsyncFnMut(
         if done().await.with_context(|| format!("waiting for {what}"))? {
             return Ok(());
         }
-        ensure!(start.elapsed() < deadline, "{what}: not ready after {} s", deadline.as_secs());
+        ensure!(
+            start.elapsed() < deadline,
+            "{what}: not ready after {} s",
+            deadline.as_secs()
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tessera_testcluster::Component;
 
 use crate::product;
-use crate::stage::{Stage, annotation, bound, phase, wait_for, ALLOCATED};
+use crate::stage::{ALLOCATED, Stage, annotation, bound, phase, wait_for};
 
 /// What one round does.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,19 @@ pub struct Seen {
     pub kills: u32,
     /// From the first creation to the end of the last pod.
     pub took: Duration,
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} pods ran with their own cards and limits, {} deleted on the way, {} kills, {:.0} s; bookings equal the API's objects",
+            self.agreed,
+            self.deleted,
+            self.kills,
+            self.took.as_secs_f32()
+        )
+    }
 }
 
 /// A small generator with a printed seed: the same storm again on any machine.
@@ -87,14 +100,23 @@ pub fn probe_pod(name: &str, asks: &[Value], hold: bool, labels: &Value) -> Valu
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name, "labels": labels },
-        "spec": { "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": containers },
+        "spec": { "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 0, "containers": containers },
     })
 }
 
 /// Quantities are texts in a typed pod.
 fn quantities(limits: &Value) -> Value {
-    let text = |value: &Value| value.as_str().map_or_else(|| json!(value.to_string()), |text| json!(text));
-    limits.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), text(value))).collect()
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| json!(value.to_string()), |text| json!(text))
+    };
+    limits
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), text(value)))
+        .collect()
 }
 
 /// One of the eight sizes that a storm mixes.
@@ -135,17 +157,23 @@ pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen>
     let deadline = Instant::now() + Duration::from_secs(60 + 4 * u64::from(round.pods));
     let mut next_blow = Instant::now() + Duration::from_secs(2);
     loop {
-        let pods = stage.pods(namespace).list(&ListParams::default()).await.context("listing the storm's pods")?;
+        let pods = stage
+            .pods(namespace)
+            .list(&ListParams::default())
+            .await
+            .context("listing the storm's pods")?;
         let mut open = 0_u32;
         for pod in &pods.items {
             let name = pod.metadata.name.clone().unwrap_or_default();
             match phase(pod) {
+                "Succeeded" if disagreed(pod) => failed(stage, namespace, pod).await?,
                 "Succeeded" => {
                     if waiting.insert(name, true) == Some(false) {
                         seen.agreed += 1;
                     }
                 }
                 "Failed" => failed(stage, namespace, pod).await?,
+                _ if disagreed(pod) => failed(stage, namespace, pod).await?,
                 _ => open += 1,
             }
         }
@@ -158,7 +186,10 @@ pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen>
             "seed {}: {open} of {} pods did not end in time, for example {:?}",
             round.seed,
             round.pods,
-            pods.items.iter().find(|p| phase(p) == "Pending").map(|p| (&p.metadata.name, &p.status))
+            pods.items
+                .iter()
+                .find(|p| phase(p) == "Pending")
+                .map(|p| (&p.metadata.name, &p.status))
         );
         if Instant::now() >= next_blow {
             next_blow = Instant::now() + Duration::from_millis(2000 + dice.below(3000));
@@ -168,7 +199,10 @@ pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen>
     }
     seen.took = start.elapsed();
     bookings_equal_objects(stage).await?;
-    stage.pods(namespace).delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
+    stage
+        .pods(namespace)
+        .delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default())
+        .await?;
     Ok(seen)
 }
 
@@ -184,7 +218,10 @@ async fn blow(
 ) -> Result<()> {
     match dice.below(4) {
         0 | 1 => {
-            let open: Vec<&Pod> = pods.iter().filter(|p| matches!(phase(p), "Pending" | "Running")).collect();
+            let open: Vec<&Pod> = pods
+                .iter()
+                .filter(|p| matches!(phase(p), "Pending" | "Running"))
+                .collect();
             let at = usize::try_from(dice.below(open.len() as u64)).unwrap_or(0);
             if let Some(name) = open.get(at).and_then(|p| p.metadata.name.clone()) {
                 stage.delete(namespace, &name).await?;
@@ -193,7 +230,11 @@ async fn blow(
             }
         }
         2 if round.kill_kubelet => {
-            stage.cluster.restart(Component::Kubelet).await.context("killing and restarting the kubelet")?;
+            stage
+                .cluster
+                .restart(Component::Kubelet)
+                .await
+                .context("killing and restarting the kubelet")?;
             seen.kills += 1;
         }
         _ => {
@@ -211,12 +252,18 @@ async fn blow(
 pub fn kill_ours(subcommand: &str) -> Result<u32> {
     let mut killed = 0;
     for entry in std::fs::read_dir("/proc").context("reading /proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         let mut words = command.split(|byte| *byte == 0);
         let program = words.next().unwrap_or_default();
         if program.ends_with(b"/tessera") && words.next() == Some(subcommand.as_bytes()) {
-            let status = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+            let status = std::process::Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status();
             if status.is_ok_and(|status| status.success()) {
                 killed += 1;
             }
@@ -225,15 +272,37 @@ pub fn kill_ours(subcommand: &str) -> Result<u32> {
     Ok(killed)
 }
 
+/// Whether a container of the pod saw other cards or limits than its annotation promises. A start that the kubelet's
+/// death interrupted is no such thing: the kubelet starts that container again.
+fn disagreed(pod: &Pod) -> bool {
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    statuses
+        .flat_map(|s| [&s.state, &s.last_state])
+        .filter_map(|state| state.as_ref()?.terminated.as_ref())
+        .any(|ended| ended.exit_code == DISAGREES)
+}
+
+/// Exit code of `share-probe` for a share that is not the promised one.
+const DISAGREES: i32 = 3;
+
 /// A pod of a storm may only fail by being deleted; anything else is the storm's find.
-async fn failed(stage: &Stage, namespace: &str, pod: &Pod) -> Result<()> {
+///
+/// # Errors
+/// Always: with what is known of the failed pod.
+pub async fn failed(stage: &Stage, namespace: &str, pod: &Pod) -> Result<()> {
     let name = pod.metadata.name.clone().unwrap_or_default();
     let status = pod.status.clone().unwrap_or_default();
-    let log = stage.pods(namespace).logs(&name, &LogParams::default()).await.unwrap_or_default();
+    let log = stage
+        .pods(namespace)
+        .logs(&name, &LogParams::default())
+        .await
+        .unwrap_or_default();
+    let events = stage.events(namespace, &name).await.unwrap_or_default();
     anyhow::bail!(
-        "pod {name} failed: reason {:?}, message {:?}, annotation {:?}, log {log}",
+        "pod {name} failed: reason {:?}, message {:?}, containers {}, events {events:?}, annotation {:?}, log {log}",
         status.reason,
         status.message,
+        serde_json::to_string(&status.container_statuses).unwrap_or_default(),
         annotation(pod, ALLOCATED)
     )
 }
@@ -241,7 +310,10 @@ async fn failed(stage: &Stage, namespace: &str, pod: &Pod) -> Result<()> {
 /// Sums of memory and slots per card over live bound pods never pass the card.
 async fn never_over(pods: &[Pod], stage: &Stage) -> Result<()> {
     let mut memory: BTreeMap<String, u64> = BTreeMap::new();
-    for pod in pods.iter().filter(|p| bound(p) && !matches!(phase(p), "Succeeded" | "Failed")) {
+    for pod in pods
+        .iter()
+        .filter(|p| bound(p) && !matches!(phase(p), "Succeeded" | "Failed"))
+    {
         for device in annotation(pod, ALLOCATED).unwrap_or_default().split([';', ':']) {
             let fields: Vec<&str> = device.split(',').collect();
             if let [card, _, mib, ..] = fields[..] {
@@ -266,7 +338,10 @@ async fn card_sizes(stage: &Stage) -> Result<BTreeMap<String, u64>> {
     let nodes: kube::Api<Node> = kube::Api::all(stage.client.clone());
     let mut sizes = BTreeMap::new();
     for node in nodes.list(&ListParams::default()).await?.items {
-        let text = node.metadata.annotations.and_then(|a| a.get("hami.io/node-nvidia-register").cloned());
+        let text = node
+            .metadata
+            .annotations
+            .and_then(|a| a.get("hami.io/node-nvidia-register").cloned());
         let cards: Vec<Value> = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
         for card in cards {
             if let (Some(id), Some(memory)) = (card["id"].as_str(), card["devmem"].as_u64()) {
@@ -282,22 +357,26 @@ async fn card_sizes(stage: &Stage) -> Result<BTreeMap<String, u64>> {
 /// # Errors
 /// The card that differs.
 pub async fn bookings_equal_objects(stage: &Stage) -> Result<()> {
-    wait_for("bookings to equal the API's objects", Duration::from_secs(20), async || {
-        let mut truth: BTreeMap<String, u64> = card_sizes(stage).await?.into_keys().map(|card| (card, 0)).collect();
-        let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());
-        for pod in pods.list(&ListParams::default()).await?.items {
-            if !bound(&pod) || matches!(phase(&pod), "Succeeded" | "Failed") {
-                continue;
-            }
-            for device in annotation(&pod, ALLOCATED).unwrap_or_default().split([';', ':']) {
-                let fields: Vec<&str> = device.split(',').collect();
-                if let [card, _, mib, ..] = fields[..] {
-                    *truth.entry(card.to_owned()).or_default() += mib.parse::<u64>().unwrap_or(0) << 20;
+    wait_for(
+        "bookings to equal the API's objects",
+        Duration::from_secs(20),
+        async || {
+            let mut truth: BTreeMap<String, u64> = card_sizes(stage).await?.into_keys().map(|card| (card, 0)).collect();
+            let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());
+            for pod in pods.list(&ListParams::default()).await?.items {
+                if !bound(&pod) || matches!(phase(&pod), "Succeeded" | "Failed") {
+                    continue;
+                }
+                for device in annotation(&pod, ALLOCATED).unwrap_or_default().split([';', ':']) {
+                    let fields: Vec<&str> = device.split(',').collect();
+                    if let [card, _, mib, ..] = fields[..] {
+                        *truth.entry(card.to_owned()).or_default() += mib.parse::<u64>().unwrap_or(0) << 20;
+                    }
                 }
             }
-        }
-        Ok(booked().await.is_some_and(|booked| booked == truth))
-    })
+            Ok(booked().await.is_some_and(|booked| booked == truth))
+        },
+    )
     .await
 }
 
@@ -305,10 +384,17 @@ pub async fn bookings_equal_objects(stage: &Stage) -> Result<()> {
 async fn booked() -> Option<BTreeMap<String, u64>> {
     let page = metrics_page(9395).await?;
     let mut booked = BTreeMap::new();
-    for line in page.lines().filter(|line| line.starts_with("hami_gpu_memory_allocated_bytes{")) {
+    for line in page
+        .lines()
+        .filter(|line| line.starts_with("hami_gpu_memory_allocated_bytes{"))
+    {
         let card = line.split("device_uuid=\"").nth(1)?.split('"').next()?.to_owned();
         let value: f64 = line.rsplit(' ').next()?.parse().ok()?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte count below 2^53")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a byte count below 2^53"
+        )]
         booked.insert(card, value as u64);
     }
     Some(booked)
@@ -318,7 +404,10 @@ async fn booked() -> Option<BTreeMap<String, u64>> {
 pub async fn metrics_page(port: u16) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    socket.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").await.ok()?;
+    socket
+        .write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        .await
+        .ok()?;
     let mut page = String::new();
     socket.read_to_string(&mut page).await.ok()?;
     Some(page)

@@ -53,12 +53,20 @@ async fn all() -> Result<ExitCode> {
         &[
             ("a_pod_is_bound_with_its_cards_written_on_it", |w| bound(w) as Boxed<'_>),
             ("one_pod_costs_at_most_three_writes", |w| writes(w) as Boxed<'_>),
-            ("a_refused_pod_says_why_and_starts_within_a_second_of_a_deletion", |w| wakes(w) as Boxed<'_>),
-            ("a_raised_quota_starts_the_pod_that_waits_for_it", |w| quota(w) as Boxed<'_>),
-            ("fifty_pods_to_one_node_bind_within_five_seconds", |w| fifty(w) as Boxed<'_>),
+            ("a_refused_pod_says_why_and_starts_within_a_second_of_a_deletion", |w| {
+                wakes(w) as Boxed<'_>
+            }),
+            ("a_raised_quota_starts_the_pod_that_waits_for_it", |w| {
+                quota(w) as Boxed<'_>
+            }),
+            ("fifty_pods_to_one_node_bind_within_five_seconds", |w| {
+                fifty(w) as Boxed<'_>
+            }),
             ("a_crash_loses_and_doubles_nothing", |w| crash(w) as Boxed<'_>),
             ("a_foreign_plugins_node_is_locked_first", |w| foreign(w) as Boxed<'_>),
-            ("admission_works_over_a_certificate_of_our_own", |w| admission(w) as Boxed<'_>),
+            ("admission_works_over_a_certificate_of_our_own", |w| {
+                admission(w) as Boxed<'_>
+            }),
             ("an_api_server_restart_is_survived", |w| server_restart(w) as Boxed<'_>),
         ],
     )
@@ -97,7 +105,10 @@ impl Service {
         if std::env::var_os("RUST_LOG").is_some() {
             tessera_extender::init_logs(&cli.scheduler);
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let stop = CancellationToken::new();
         let child = stop.clone();
         runtime.spawn(async move {
@@ -105,7 +116,10 @@ impl Service {
                 eprintln!("the service ended: {error:#}");
             }
         });
-        Ok(Self { runtime: Some(runtime), stop })
+        Ok(Self {
+            runtime: Some(runtime),
+            stop,
+        })
     }
 
     async fn stop(mut self) -> Result<()> {
@@ -174,7 +188,9 @@ impl World {
                 "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}],
             }],
         });
-        webhooks.create(&PostParams::default(), &serde_json::from_value(configuration)?).await?;
+        webhooks
+            .create(&PostParams::default(), &serde_json::from_value(configuration)?)
+            .await?;
         let args = vec![
             format!("--kubeconfig={}", cluster.kubeconfig().display()),
             format!("--http_bind=127.0.0.1:{extender}"),
@@ -186,7 +202,13 @@ impl World {
             "--leader-elect".to_owned(),
         ];
         let service = Service::start(&args)?;
-        let world = Self { cluster, client, args, metrics, service: Mutex::new(Some(service)) };
+        let world = Self {
+            cluster,
+            client,
+            args,
+            metrics,
+            service: Mutex::new(Some(service)),
+        };
         world.ready().await?;
         Ok(world)
     }
@@ -194,7 +216,9 @@ impl World {
     /// Waits until the service says that it is ready.
     async fn ready(&self) -> Result<()> {
         until("the service is ready", Duration::from_secs(30), || async {
-            Ok(get(self.metrics, "/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
+            Ok(get(self.metrics, "/readyz")
+                .await
+                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
         })
         .await
     }
@@ -218,13 +242,18 @@ impl World {
     async fn namespace(&self, name: &str) -> Result<Api<Pod>> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        namespaces.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        namespaces
+            .create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), name);
         let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
         let account: ServiceAccount = serde_json::from_value(object)?;
         if let Err(error) = accounts.create(&PostParams::default(), &account).await {
             // The controller manager may have been faster.
-            ensure!(accounts.get_opt("default").await?.is_some(), "making the service account: {error}");
+            ensure!(
+                accounts.get_opt("default").await?.is_some(),
+                "making the service account: {error}"
+            );
         }
         Ok(Api::namespaced(self.client.clone(), name))
     }
@@ -246,14 +275,21 @@ impl World {
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "labels": {"scenario": scenario}, "annotations": annotations},
         });
-        nodes.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-        let amounts = json!({"cpu": "64", "memory": "256Gi", "pods": "250", "nvidia.com/gpu": (cards * 10).to_string()});
+        nodes
+            .create(&PostParams::default(), &serde_json::from_value(object)?)
+            .await?;
+        let amounts =
+            json!({"cpu": "64", "memory": "256Gi", "pods": "250", "nvidia.com/gpu": (cards * 10).to_string()});
         let status = json!({"status": {"capacity": amounts, "allocatable": amounts,
             "conditions": [{"type": "Ready", "status": "True", "reason": "Test", "message": "",
                 "lastHeartbeatTime": null, "lastTransitionTime": null}]}});
-        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await?;
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+            .await?;
         let untaint = json!({"spec": {"taints": null}});
-        nodes.patch(name, &PatchParams::default(), &Patch::Merge(&untaint)).await?;
+        nodes
+            .patch(name, &PatchParams::default(), &Patch::Merge(&untaint))
+            .await?;
         Ok(())
     }
 }
@@ -261,14 +297,20 @@ impl World {
 async fn get(port: u16, path: &str) -> Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
 }
 
 /// Asks again and again until it holds.
-async fn until<F: Future<Output = Result<bool>>>(what: &str, patience: Duration, mut holds: impl FnMut() -> F) -> Result<()> {
+async fn until<F: Future<Output = Result<bool>>>(
+    what: &str,
+    patience: Duration,
+    mut holds: impl FnMut() -> F,
+) -> Result<()> {
     let end = Instant::now() + patience;
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     loop {
@@ -296,15 +338,23 @@ fn pod(scenario: &str, name: &str, memory: u32) -> Value {
 }
 
 async fn create(pods: &Api<Pod>, object: Value) -> Result<Pod> {
-    Ok(pods.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+    Ok(pods
+        .create(&PostParams::default(), &serde_json::from_value(object)?)
+        .await?)
 }
 
 async fn is_bound(pods: &Api<Pod>, name: &str) -> Result<Option<Pod>> {
-    Ok(pods.get_opt(name).await?.filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())))
+    Ok(pods
+        .get_opt(name)
+        .await?
+        .filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())))
 }
 
 async fn wait_bound(pods: &Api<Pod>, name: &str, patience: Duration) -> Result<Pod> {
-    until(&format!("pod {name} is bound"), patience, || async { Ok(is_bound(pods, name).await?.is_some()) }).await?;
+    until(&format!("pod {name} is bound"), patience, || async {
+        Ok(is_bound(pods, name).await?.is_some())
+    })
+    .await?;
     is_bound(pods, name).await?.context("it was bound a moment ago")
 }
 
@@ -315,7 +365,10 @@ async fn delete_now(pods: &Api<Pod>, name: &str) -> Result<()> {
 
 /// The card that a pod was given, from its annotation.
 fn card_of(pod: &Pod) -> Result<String> {
-    let text = pod.annotations().get("hami.io/vgpu-devices-allocated").context("no allocation on the pod")?;
+    let text = pod
+        .annotations()
+        .get("hami.io/vgpu-devices-allocated")
+        .context("no allocation on the pod")?;
     Ok(text.split(',').next().unwrap_or_default().to_owned())
 }
 
@@ -327,7 +380,11 @@ fn bound(world: &World) -> Boxed<'_> {
         let found = wait_bound(&pods, "one", Duration::from_secs(10)).await?;
         let annotation = |key: &str| found.annotations().get(key).cloned().unwrap_or_default();
         ensure!(annotation("hami.io/vgpu-node") == "bound-1");
-        ensure!(annotation("hami.io/vgpu-devices-allocated") == "GPU-bound-1-0,NVIDIA,3000,0:;", "{:?}", found.annotations());
+        ensure!(
+            annotation("hami.io/vgpu-devices-allocated") == "GPU-bound-1-0,NVIDIA,3000,0:;",
+            "{:?}",
+            found.annotations()
+        );
         ensure!(annotation("hami.io/vgpu-devices-to-allocate") == "GPU-bound-1-0,NVIDIA,3000,0:;");
         ensure!(annotation("hami.io/bind-phase") == "allocating");
         ensure!(annotation("hami.io/bind-time").parse::<i64>().is_ok());
@@ -356,7 +413,11 @@ fn writes(world: &World) -> Boxed<'_> {
         let told: Api<Event> = Api::namespaced(world.client.clone(), "writes");
         until("every pod's event is there", Duration::from_secs(10), || async {
             let all = told.list(&ListParams::default()).await?;
-            Ok(all.iter().filter(|event| event.reason.as_deref() == Some("BindingSucceed")).count() == 10)
+            Ok(all
+                .iter()
+                .filter(|event| event.reason.as_deref() == Some("BindingSucceed"))
+                .count()
+                == 10)
         })
         .await?;
         let ours: Vec<_> = world
@@ -367,11 +428,22 @@ fn writes(world: &World) -> Boxed<'_> {
             .filter(|event| event.is_write() && event.request_uri.contains("/namespaces/writes/"))
             // What the test itself and kube-scheduler write.
             .filter(|event| !event.user_agent.starts_with("kube-scheduler"))
-            .filter(|event| !(event.verb == "create" && event.request_uri.split('?').next().is_some_and(|uri| uri.ends_with("/pods"))))
+            .filter(|event| {
+                !(event.verb == "create"
+                    && event
+                        .request_uri
+                        .split('?')
+                        .next()
+                        .is_some_and(|uri| uri.ends_with("/pods")))
+            })
             .collect();
         let list: Vec<String> = ours.iter().map(tessera_testcluster::AuditEvent::what).collect();
         ensure!(ours.len() <= 30, "{} writes for 10 pods: {list:#?}", ours.len());
-        ensure!(ours.len() >= 20, "the log shows only {} writes, so it was read wrongly: {list:#?}", ours.len());
+        ensure!(
+            ours.len() >= 20,
+            "the log shows only {} writes, so it was read wrongly: {list:#?}",
+            ours.len()
+        );
         Ok(())
     })
 }
@@ -395,8 +467,15 @@ fn wakes(world: &World) -> Boxed<'_> {
         })
         .await?;
         let told = events.list(&ListParams::default()).await?;
-        let message = told.iter().find(|event| mine(event)).and_then(|event| event.message.clone()).unwrap_or_default();
-        ensure!(message.contains("3000 MiB wanted") && message.contains("wakes-1"), "{message}");
+        let message = told
+            .iter()
+            .find(|event| mine(event))
+            .and_then(|event| event.message.clone())
+            .unwrap_or_default();
+        ensure!(
+            message.contains("3000 MiB wanted") && message.contains("wakes-1"),
+            "{message}"
+        );
         // Rounds, since the race is between kube-scheduler's watch and ours.
         let mut victim = "a".to_owned();
         let mut next = "c".to_owned();
@@ -405,14 +484,18 @@ fn wakes(world: &World) -> Boxed<'_> {
             let begun = Instant::now();
             let found = wait_bound(&pods, &next, Duration::from_secs(5)).await?;
             let took = begun.elapsed();
-            ensure!(took < Duration::from_secs(1), "round {round}: started {took:?} after the deletion");
+            ensure!(
+                took < Duration::from_secs(1),
+                "round {round}: started {took:?} after the deletion"
+            );
             ensure!(card_of(&found)? == "GPU-wakes-1-0");
             victim = std::mem::replace(&mut next, format!("c{round}"));
             create(&pods, pod("wakes", &next, 3000 + round)).await?;
             let uid = pods.get(&next).await?.uid().unwrap_or_default();
             until("the next pod was refused", Duration::from_secs(10), || async {
                 Ok(events.list(&ListParams::default()).await?.iter().any(|event| {
-                    event.involved_object.uid.as_deref() == Some(&uid) && event.reason.as_deref() == Some("FilteringFailed")
+                    event.involved_object.uid.as_deref() == Some(&uid)
+                        && event.reason.as_deref() == Some("FilteringFailed")
                 }))
             })
             .await?;
@@ -434,7 +517,9 @@ fn quota(world: &World) -> Boxed<'_> {
         quotas.create(&PostParams::default(), &made).await?;
         // Kubernetes itself counts a quota before it admits pods; ours alone is under test here.
         until("the quota is counted", Duration::from_secs(10), || async {
-            Ok(get(world.metrics, "/metrics").await?.contains("hami_resource_quota_limit{zone=\"vGPU\",namespace=\"quota\""))
+            Ok(get(world.metrics, "/metrics")
+                .await?
+                .contains("hami_resource_quota_limit{zone=\"vGPU\",namespace=\"quota\""))
         })
         .await?;
         let mut object = pod("quota", "big", 2000);
@@ -448,15 +533,24 @@ fn quota(world: &World) -> Boxed<'_> {
         let events: Api<Event> = Api::namespaced(world.client.clone(), "quota");
         until("the pod is refused for its quota", Duration::from_secs(10), || async {
             Ok(events.list(&ListParams::default()).await?.iter().any(|event| {
-                event.message.as_deref().is_some_and(|message| message.contains("quota leaves 1000 MiB of the 2000 MiB"))
+                event
+                    .message
+                    .as_deref()
+                    .is_some_and(|message| message.contains("quota leaves 1000 MiB of the 2000 MiB"))
             }))
         })
         .await?;
         let raise = json!({"spec": {"hard": {"limits.nvidia.com/gpumem": "4000"}}});
-        quotas.patch("memory", &PatchParams::default(), &Patch::Merge(&raise)).await?;
+        quotas
+            .patch("memory", &PatchParams::default(), &Patch::Merge(&raise))
+            .await?;
         let begun = Instant::now();
         wait_bound(&pods, "big", Duration::from_secs(5)).await?;
-        ensure!(begun.elapsed() < Duration::from_secs(2), "started {:?} after the quota was raised", begun.elapsed());
+        ensure!(
+            begun.elapsed() < Duration::from_secs(2),
+            "started {:?} after the quota was raised",
+            begun.elapsed()
+        );
         Ok(())
     })
 }
@@ -470,7 +564,11 @@ fn fifty(world: &World) -> Boxed<'_> {
         futures::future::try_join_all(objects.into_iter().map(|object| create(&pods, object))).await?;
         until("all fifty are bound", Duration::from_secs(20), || async {
             let all = pods.list(&ListParams::default()).await?;
-            Ok(all.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).count() == 50)
+            Ok(all
+                .iter()
+                .filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()))
+                .count()
+                == 50)
         })
         .await?;
         let took = begun.elapsed();
@@ -498,20 +596,42 @@ fn crash(world: &World) -> Boxed<'_> {
         }
         until("four of six are bound", Duration::from_secs(20), || async {
             let all = pods.list(&ListParams::default()).await?;
-            Ok(all.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).count() == 4)
+            Ok(all
+                .iter()
+                .filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()))
+                .count()
+                == 4)
         })
         .await?;
         let mut used: BTreeMap<String, u32> = BTreeMap::new();
-        for pod in pods.list(&ListParams::default()).await?.iter().filter(|pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some())) {
+        for pod in pods
+            .list(&ListParams::default())
+            .await?
+            .iter()
+            .filter(|pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()))
+        {
             *used.entry(card_of(pod)?).or_default() += 4000;
         }
-        ensure!(used.len() == 2 && used.values().all(|memory| *memory == 8000), "{used:?}");
+        ensure!(
+            used.len() == 2 && used.values().all(|memory| *memory == 8000),
+            "{used:?}"
+        );
         // The other two start when room is made, although their refusals were told to a service that is gone.
-        let first = pods.list(&ListParams::default()).await?.iter().find(|pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some())).map(|pod| pod.name_any()).context("a bound pod")?;
+        let first = pods
+            .list(&ListParams::default())
+            .await?
+            .iter()
+            .find(|pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()))
+            .map(|pod| pod.name_any())
+            .context("a bound pod")?;
         delete_now(&pods, &first).await?;
         until("one more is bound", Duration::from_secs(10), || async {
             let all = pods.list(&ListParams::default()).await?;
-            Ok(all.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())).count() == 4)
+            Ok(all
+                .iter()
+                .filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()))
+                .count()
+                == 4)
         })
         .await
     })
@@ -524,21 +644,36 @@ fn foreign(world: &World) -> Boxed<'_> {
         let nodes: Api<Node> = Api::all(world.client.clone());
         create(&pods, pod("foreign", "one", 1000)).await?;
         wait_bound(&pods, "one", Duration::from_secs(10)).await?;
-        let lock = nodes.get("foreign-1").await?.annotations().get("hami.io/mutex.lock").cloned().unwrap_or_default();
+        let lock = nodes
+            .get("foreign-1")
+            .await?
+            .annotations()
+            .get("hami.io/mutex.lock")
+            .cloned()
+            .unwrap_or_default();
         ensure!(lock.ends_with(",foreign,one"), "the lock says `{lock}`");
         // Until that plugin gives the lock back nobody else is bound there.
         create(&pods, pod("foreign", "two", 1000)).await?;
         let events: Api<Event> = Api::namespaced(world.client.clone(), "foreign");
-        until("the second pod is told of the lock", Duration::from_secs(10), || async {
-            Ok(events.list(&ListParams::default()).await?.iter().any(|event| {
-                event.reason.as_deref() == Some("BindingFailed")
-                    && event.message.as_deref().is_some_and(|message| message.contains("node lock contention"))
-            }))
-        })
+        until(
+            "the second pod is told of the lock",
+            Duration::from_secs(10),
+            || async {
+                Ok(events.list(&ListParams::default()).await?.iter().any(|event| {
+                    event.reason.as_deref() == Some("BindingFailed")
+                        && event
+                            .message
+                            .as_deref()
+                            .is_some_and(|message| message.contains("node lock contention"))
+                }))
+            },
+        )
         .await?;
         ensure!(is_bound(&pods, "two").await?.is_none());
         let release = json!({"metadata": {"annotations": {"hami.io/mutex.lock": null}}});
-        nodes.patch("foreign-1", &PatchParams::default(), &Patch::Merge(&release)).await?;
+        nodes
+            .patch("foreign-1", &PatchParams::default(), &Patch::Merge(&release))
+            .await?;
         wait_bound(&pods, "two", Duration::from_secs(10)).await?;
         Ok(())
     })
@@ -557,9 +692,17 @@ fn admission(world: &World) -> Boxed<'_> {
         };
         let made = create(&pods, object("good", json!({"nvidia.com/gpumem": "1000"}))).await?;
         let spec = made.spec.context("a spec")?;
-        ensure!(spec.scheduler_name.as_deref() == Some(SCHEDULER), "{:?}", spec.scheduler_name);
+        ensure!(
+            spec.scheduler_name.as_deref() == Some(SCHEDULER),
+            "{:?}",
+            spec.scheduler_name
+        );
         wait_bound(&pods, "good", Duration::from_secs(10)).await?;
-        let denied = create(&pods, object("bad", json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3Gi"}))).await;
+        let denied = create(
+            &pods,
+            object("bad", json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3Gi"})),
+        )
+        .await;
         let text = denied.err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(text.contains("gpumem"), "`gpumem: 3Gi` was answered: {text}");
         Ok(())
@@ -573,11 +716,16 @@ fn server_restart(world: &World) -> Boxed<'_> {
         create(&pods, pod("server", "before", 4000)).await?;
         wait_bound(&pods, "before", Duration::from_secs(10)).await?;
         world.cluster.kill(Component::Apiserver).await?;
-        until("the service says that it is not ready", Duration::from_secs(20), || async {
-            Ok(get(world.metrics, "/readyz").await?.contains("api-server"))
-        })
+        until(
+            "the service says that it is not ready",
+            Duration::from_secs(20),
+            || async { Ok(get(world.metrics, "/readyz").await?.contains("api-server")) },
+        )
         .await?;
-        ensure!(get(world.metrics, "/healthz").await?.starts_with("HTTP/1.1 200"), "alive all the same");
+        ensure!(
+            get(world.metrics, "/healthz").await?.starts_with("HTTP/1.1 200"),
+            "alive all the same"
+        );
         world.cluster.start_component(Component::Apiserver).await?;
         world.ready().await?;
         create(&pods, pod("server", "after", 4000)).await?;
@@ -586,8 +734,10 @@ fn server_restart(world: &World) -> Boxed<'_> {
         create(&pods, pod("server", "over", 4000)).await?;
         let events: Api<Event> = Api::namespaced(world.client.clone(), "server");
         until("the third is refused", Duration::from_secs(10), || async {
-            Ok(events.list(&ListParams::default()).await?.iter().any(|event| event.involved_object.name.as_deref() == Some("over")
-                && event.reason.as_deref() == Some("FilteringFailed")))
+            Ok(events.list(&ListParams::default()).await?.iter().any(|event| {
+                event.involved_object.name.as_deref() == Some("over")
+                    && event.reason.as_deref() == Some("FilteringFailed")
+            }))
         })
         .await?;
         Ok(())

@@ -1,6 +1,7 @@
 //! What the built library exports and needs.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stderr, reason = "tests say why they skip")]
 
 mod shim_support;
 
@@ -10,7 +11,11 @@ use shim_support::library;
 
 /// Name, whether it is defined here, and the version that is asked for.
 fn symbols(file: &Path) -> Vec<(String, bool, Option<String>)> {
-    let output = Command::new("readelf").args(["--dyn-syms", "--wide"]).arg(file).output().unwrap();
+    let output = Command::new("readelf")
+        .args(["--dyn-syms", "--wide"])
+        .arg(file)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout)
         .unwrap()
@@ -27,21 +32,34 @@ fn symbols(file: &Path) -> Vec<(String, bool, Option<String>)> {
 
 #[test]
 fn the_exported_names_are_those_of_the_golden_file() {
-    let exported: BTreeSet<String> =
-        symbols(&library()).into_iter().filter(|(_, defined, _)| *defined).map(|(name, ..)| name).collect();
+    let exported: BTreeSet<String> = symbols(&library())
+        .into_iter()
+        .filter(|(_, defined, _)| *defined)
+        .map(|(name, ..)| name)
+        .collect();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tessera-shim/exports.txt");
-    let expected: BTreeSet<String> =
-        std::fs::read_to_string(&golden).unwrap().lines().map(str::to_owned).collect();
+    let expected: BTreeSet<String> = std::fs::read_to_string(&golden)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
     let more: Vec<_> = exported.difference(&expected).collect();
     let fewer: Vec<_> = expected.difference(&exported).collect();
-    assert!(more.is_empty() && fewer.is_empty(), "not in {}: {more:?}; missing: {fewer:?}", golden.display());
+    assert!(
+        more.is_empty() && fewer.is_empty(),
+        "not in {}: {more:?}; missing: {fewer:?}",
+        golden.display()
+    );
 }
 
 #[test]
 fn every_name_of_the_driver_has_a_class() {
     let classes = include_str!("../../tessera-shim/classes.txt");
-    let classified: BTreeSet<&str> =
-        classes.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(' ').nth(1)).collect();
+    let classified: BTreeSet<&str> = classes
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .filter_map(|l| l.split(' ').nth(1))
+        .collect();
     let driver = shim_support::BUILT.join("libcuda.so");
     let unknown: Vec<String> = symbols(&driver)
         .into_iter()
@@ -60,13 +78,26 @@ fn the_distributed_library_runs_on_old_images() {
         return;
     }
     for (name, defined, version) in symbols(&file) {
-        let Some(version) = version.filter(|_| !defined) else { continue };
-        let Some(numbers) = version.strip_prefix("GLIBC_") else { continue };
-        let minor: Vec<u32> = numbers.split(' ').next().unwrap().split('.').map(|n| n.parse().unwrap()).collect();
+        let Some(version) = version.filter(|_| !defined) else {
+            continue;
+        };
+        let Some(numbers) = version.strip_prefix("GLIBC_") else {
+            continue;
+        };
+        let minor: Vec<u32> = numbers
+            .split(' ')
+            .next()
+            .unwrap()
+            .split('.')
+            .map(|n| n.parse().unwrap())
+            .collect();
         assert!(minor.as_slice() <= [2, 17].as_slice(), "{name} needs {version}");
     }
-    let exported: BTreeSet<String> =
-        symbols(&file).into_iter().filter(|(_, defined, _)| *defined).map(|(name, ..)| name).collect();
+    let exported: BTreeSet<String> = symbols(&file)
+        .into_iter()
+        .filter(|(_, defined, _)| *defined)
+        .map(|(name, ..)| name)
+        .collect();
     let golden = include_str!("../../tessera-shim/exports.txt");
     assert_eq!(exported, golden.lines().map(str::to_owned).collect());
 }

@@ -26,7 +26,11 @@ fn the_driver_and_nvml_show_the_same() {
     ] {
         client.expect(step, "0");
         assert_eq!(client.memory(), (4 * GIB - used * MIB, 4 * GIB), "{step}");
-        assert_eq!(client.nvml_memory(), [4 * GIB, 4 * GIB - used * MIB, used * MIB], "{step}");
+        assert_eq!(
+            client.nvml_memory(),
+            [4 * GIB, 4 * GIB - used * MIB, used * MIB],
+            "{step}"
+        );
         client.expect("@new m2 40", "ok");
         client.expect("@set m2 0 4 0x02000028", "ok");
         client.expect("nvmlDeviceGetMemoryInfo_v2 $d *m2", "0");
@@ -115,7 +119,10 @@ fn every_lookup_leads_to_the_library_if_the_driver_has_the_name() {
     for handle in ["libcuda", "default", "next", "self"] {
         client.expect(&format!("@dlsym {handle} cuMemAlloc_v2"), "libvgpu.so:cuMemAlloc_v2");
     }
-    client.expect("@dlsym nvml nvmlDeviceGetMemoryInfo", "libvgpu.so:nvmlDeviceGetMemoryInfo");
+    client.expect(
+        "@dlsym nvml nvmlDeviceGetMemoryInfo",
+        "libvgpu.so:nvmlDeviceGetMemoryInfo",
+    );
     // Launches are the driver's own: they cost nothing.
     client.expect("@dlsym libcuda cuLaunchKernel", "libcuda.so.1:cuLaunchKernel");
     client.expect("@gpa cuLaunchKernel 4000 0 l", "0 status=0 libcuda.so.1:cuLaunchKernel");
@@ -174,7 +181,10 @@ fn lookup_through_the_driver_keeps_version_and_form() {
     client.expect("$f &p 1025MiB", "2");
     client.expect("$f &p 1GiB", "0");
     client.expect("cuMemFree_v2 $p", "0");
-    client.expect("@gpa cuMemAllocAsync 12000 2 f", "0 status=0 libvgpu.so:cuMemAllocAsync_ptsz");
+    client.expect(
+        "@gpa cuMemAllocAsync 12000 2 f",
+        "0 status=0 libvgpu.so:cuMemAllocAsync_ptsz",
+    );
     client.expect("$f &p 1026MiB null", "2");
     client.expect("$f &p 10MiB null", "0");
     assert_eq!(client.used(), 10 * MIB);
@@ -206,7 +216,11 @@ for mode in (os.RTLD_NOW, os.RTLD_NOW | os.RTLD_DEEPBIND, os.RTLD_LAZY | os.RTLD
     container.enter(&mut command);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "2 0 0\n2 0 0\n2 0 0\n", "{said}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "2 0 0\n2 0 0\n2 0 0\n",
+        "{said}"
+    );
 }
 
 #[test]

@@ -40,7 +40,10 @@ impl Default for Settings {
         Self {
             scheduler_name: "hami-scheduler".to_owned(),
             force_overwrite_default_scheduler: true,
-            reserved_env: vec![keys::ENV_VISIBLE_DEVICES.to_owned(), keys::ENV_DISABLE_CONTROL.to_owned()],
+            reserved_env: vec![
+                keys::ENV_VISIBLE_DEVICES.to_owned(),
+                keys::ENV_DISABLE_CONTROL.to_owned(),
+            ],
             trusted_users: Vec::new(),
             trusted_groups: vec!["system:masters".to_owned(), "system:nodes".to_owned()],
         }
@@ -70,7 +73,10 @@ pub enum Verdict {
 
 impl Verdict {
     fn deny(code: u16, text: impl Into<String>) -> Self {
-        Self::Deny { code, text: text.into() }
+        Self::Deny {
+            code,
+            text: text.into(),
+        }
     }
 }
 
@@ -78,9 +84,15 @@ impl From<Verdict> for Answer {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Deny { code, text } => Answer::deny(code, text),
-            Verdict::Allow { patch, warnings, message } => {
-                Answer { warnings, message: message.unwrap_or_default(), ..Answer::allow(patch) }
-            }
+            Verdict::Allow {
+                patch,
+                warnings,
+                message,
+            } => Answer {
+                warnings,
+                message: message.unwrap_or_default(),
+                ..Answer::allow(patch)
+            },
         }
     }
 }
@@ -92,7 +104,11 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
         Ok(view) => view,
         Err(error) => return Verdict::deny(400, error.to_string()),
     };
-    if !view.containers.iter().any(|container| container.role == ContainerRole::App) {
+    if !view
+        .containers
+        .iter()
+        .any(|container| container.role == ContainerRole::App)
+    {
         return Verdict::deny(403, "pod has no containers");
     }
     let mut change = Change::new(pod);
@@ -124,35 +140,55 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
     let any = uses_device.contains(&true);
     if any {
         if let Some(container) = view.containers.iter().find(|container| container.privileged) {
-            return Verdict::deny(403, format!(
-                "container {} is privileged: it could reach every card of the node, so no share can be held; \
+            return Verdict::deny(
+                403,
+                format!(
+                    "container {} is privileged: it could reach every card of the node, so no share can be held; \
                  remove securityContext.privileged, or ask for no device",
-                container.name
-            ));
+                    container.name
+                ),
+            );
         }
         if !settings.scheduler_name.is_empty() {
             change.scheduler(&view, &settings.scheduler_name);
             if let Some(node) = view.node_name.as_deref() {
-                return Verdict::deny(403, format!(
-                    "pod has node assigned: cards are chosen by the scheduler; remove spec.nodeName and select node \
+                return Verdict::deny(
+                    403,
+                    format!(
+                        "pod has node assigned: cards are chosen by the scheduler; remove spec.nodeName and select node \
                      `{node}` with spec.nodeSelector (kubernetes.io/hostname)"
-                ));
+                    ),
+                );
             }
         }
-        let edited = PodView { containers: edits.iter().map(ContainerEdit::edited).collect(), ..view.clone() };
+        let edited = PodView {
+            containers: edits.iter().map(ContainerEdit::edited).collect(),
+            ..view.clone()
+        };
         match check_request(&edited, engine, snapshot) {
             Ok(warnings) => change.warnings.extend(warnings),
             Err(error) => return Verdict::deny(422, error.to_string()),
         }
-        let namespace = if view.id.namespace.is_empty() { namespace } else { &view.id.namespace };
+        let namespace = if view.id.namespace.is_empty() {
+            namespace
+        } else {
+            &view.id.namespace
+        };
         if let Err(text) = check_quota(&edited, namespace, engine, snapshot) {
             return Verdict::deny(403, text);
         }
         if let Some(class) = runtime_class {
-            change.ops.push(PatchOp::Add { path: "/spec/runtimeClassName".to_owned(), value: json!(class) });
+            change.ops.push(PatchOp::Add {
+                path: "/spec/runtimeClassName".to_owned(),
+                value: json!(class),
+            });
         }
     }
-    let init_count = view.containers.iter().filter(|container| container.role != ContainerRole::App).count();
+    let init_count = view
+        .containers
+        .iter()
+        .filter(|container| container.role != ContainerRole::App)
+        .count();
     for (position, (edit, uses)) in edits.iter().zip(&uses_device).enumerate() {
         let (list, index) = if position < init_count {
             ("initContainers", position)
@@ -183,7 +219,10 @@ pub fn refuse_update(
     }
     let of = |pod: &Value, key: &str| pod["metadata"]["annotations"].get(key).cloned();
     let names = |pod: &Value| -> Vec<String> {
-        pod["metadata"]["annotations"].as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default()
+        pod["metadata"]["annotations"]
+            .as_object()
+            .map(|map| map.keys().cloned().collect())
+            .unwrap_or_default()
     };
     names(old)
         .into_iter()
@@ -199,17 +238,26 @@ pub fn refuse_update(
 
 fn is_allocation_key(key: &str, engine: &Engine) -> bool {
     keys::records_allocation(key)
-        || engine.vendors().iter().any(|vendor| vendor.keys().allocation().any(|own| own == key))
+        || engine
+            .vendors()
+            .iter()
+            .any(|vendor| vendor.keys().allocation().any(|own| own == key))
 }
 
 /// A new pod has been given nothing yet: whatever says otherwise is forged or copied from another pod.
 fn strip_allocation(view: &PodView, engine: &Engine, change: &mut Change<'_>) {
     for key in view.annotations.keys().filter(|key| is_allocation_key(key, engine)) {
-        change.ops.push(PatchOp::Remove { path: pointer(&["metadata", "annotations", key]) });
-        change.warnings.push(format!("annotation `{key}` is removed: it records an allocation, and a new pod has none"));
+        change.ops.push(PatchOp::Remove {
+            path: pointer(&["metadata", "annotations", key]),
+        });
+        change.warnings.push(format!(
+            "annotation `{key}` is removed: it records an allocation, and a new pod has none"
+        ));
     }
     if view.labels.contains_key(keys::VGPU_NODE) {
-        change.ops.push(PatchOp::Remove { path: pointer(&["metadata", "labels", keys::VGPU_NODE]) });
+        change.ops.push(PatchOp::Remove {
+            path: pointer(&["metadata", "labels", keys::VGPU_NODE]),
+        });
     }
 }
 
@@ -223,7 +271,9 @@ fn check_request(pod: &PodView, engine: &Engine, snapshot: &Snapshot) -> Result<
     let mut warnings = Vec::new();
     for (container, wanted) in pod.containers.iter().zip(&demand.containers) {
         for ask in &wanted.asks {
-            let Some(vendor) = engine.vendors().get(&ask.class) else { continue };
+            let Some(vendor) = engine.vendors().get(&ask.class) else {
+                continue;
+            };
             check_memory(container, ask, vendor)?;
             warnings.extend(warn_ask(container, ask, vendor, &demand, snapshot));
         }
@@ -249,14 +299,20 @@ fn check_policies(pod: &PodView) -> Result<(), RequestError> {
         && let (_, unknown) = CardPolicy::parse(text)
         && let Some(word) = unknown.first()
     {
-        return refuse(keys::GPU_POLICY, word, &["binpack", "spread", "topology-aware", "mutex", "numa"]);
+        return refuse(
+            keys::GPU_POLICY,
+            word,
+            &["binpack", "spread", "topology-aware", "mutex", "numa"],
+        );
     }
     Ok(())
 }
 
 /// Refuses more memory than any card has: `1Gi` is a number, but not the one that was meant.
 fn check_memory(container: &ContainerView, ask: &Ask, vendor: &dyn Vendor) -> Result<(), RequestError> {
-    let MemoryAsk::Mib(memory) = ask.memory else { return Ok(()) };
+    let MemoryAsk::Mib(memory) = ask.memory else {
+        return Ok(());
+    };
     if memory <= CARD_MEMORY_MAX {
         return Ok(());
     }
@@ -296,9 +352,16 @@ fn warn_ask(
     let names = vendor.names();
     let name = &container.name;
     if let (Some(_), Some(percent), Some(memory)) = (ask.percent_beside, &names.memory_percent, &names.memory) {
-        warnings.push(format!("container `{name}`: `{percent}` has no effect beside `{memory}`; keep one of them"));
+        warnings.push(format!(
+            "container `{name}`: `{percent}` has no effect beside `{memory}`; keep one of them"
+        ));
     }
-    let of_class = || snapshot.nodes().flat_map(|node| node.cards()).filter(|card| card.class == ask.class);
+    let of_class = || {
+        snapshot
+            .nodes()
+            .flat_map(|node| node.cards())
+            .filter(|card| card.class == ask.class)
+    };
     if let (Some(cores), Some(card)) = (&names.cores, of_class().next()) {
         let given = vendor.resolve(card, ask).1;
         if given < ask.cores {
@@ -314,7 +377,10 @@ fn warn_ask(
         let selection = demand.selection(&ask.class).cloned().unwrap_or_default();
         let count = names.count.as_deref().unwrap_or("the count");
         if most == 0 {
-            warnings.push(format!("container `{name}`: no node has {} cards at present; the pod waits for one", ask.class));
+            warnings.push(format!(
+                "container `{name}`: no node has {} cards at present; the pod waits for one",
+                ask.class
+            ));
         } else if !of_class().any(|card| vendor.repeats(card, &selection)) {
             warnings.push(format!(
                 "container `{name}`: `{count}` is {}, but no node has more than {most} {} cards; the pod waits for one",
@@ -347,10 +413,14 @@ fn check_quota(pod: &PodView, namespace: &str, engine: &Engine, snapshot: &Snaps
         }
     }
     for vendor in engine.vendors().iter() {
-        let Some(room) = snapshot.room(namespace, vendor.keyword()) else { continue };
+        let Some(room) = snapshot.room(namespace, vendor.keyword()) else {
+            continue;
+        };
         let (mut memory, mut cores) = (Sums::default(), Sums::default());
         for container in &pod.containers {
-            let Ok(Some(ask)) = vendor.parse(container, pod) else { continue };
+            let Ok(Some(ask)) = vendor.parse(container, pod) else {
+                continue;
+            };
             let count = u64::from(ask.count);
             if let MemoryAsk::Mib(mib) = ask.memory {
                 memory.add(container.role, mib.get().saturating_mul(count));
@@ -358,15 +428,23 @@ fn check_quota(pod: &PodView, namespace: &str, engine: &Engine, snapshot: &Snaps
             cores.add(container.role, u64::from(ask.cores.get()).saturating_mul(count));
         }
         let names = vendor.names();
-        for (name, sums, left, factor) in
-            [(&names.memory, memory, room.memory, names.factor()), (&names.cores, cores, room.cores, 1)]
-        {
-            let (Some(name), Some(left)) = (name.as_deref(), left) else { continue };
+        for (name, sums, left, factor) in [
+            (&names.memory, memory, room.memory, names.factor()),
+            (&names.cores, cores, room.cores, 1),
+        ] {
+            let (Some(name), Some(left)) = (name.as_deref(), left) else {
+                continue;
+            };
             let wanted = sums.wanted();
             if i128::from(wanted) <= i128::from(left) || wanted == 0 {
                 continue;
             }
-            let state = snapshot.quotas().state(namespace).get(name).copied().unwrap_or_default();
+            let state = snapshot
+                .quotas()
+                .state(namespace)
+                .get(name)
+                .copied()
+                .unwrap_or_default();
             let limit = state.limit.unwrap_or_default().saturating_mul(factor);
             return Err(format!(
                 "exceeding resource quota: namespace `{namespace}` may use {limit} of limits.{name}, {} are in use and \
@@ -386,19 +464,37 @@ fn warn_unknown_annotations(view: &PodView, engine: &Engine, uses_device: bool, 
     }
     let known: BTreeSet<&str> = keys::USER_KEYS
         .into_iter()
-        .chain(engine.vendors().iter().flat_map(|vendor| vendor.keys().user.iter().map(String::as_str)))
+        .chain(
+            engine
+                .vendors()
+                .iter()
+                .flat_map(|vendor| vendor.keys().user.iter().map(String::as_str)),
+        )
         .collect();
-    let prefixes: BTreeSet<&str> = known.iter().filter_map(|key| key.split_once('/').map(|(prefix, _)| prefix)).collect();
+    let prefixes: BTreeSet<&str> = known
+        .iter()
+        .filter_map(|key| key.split_once('/').map(|(prefix, _)| prefix))
+        .collect();
     for key in view.annotations.keys() {
-        let Some((prefix, _)) = key.split_once('/') else { continue };
+        let Some((prefix, _)) = key.split_once('/') else {
+            continue;
+        };
         if known.contains(key.as_str()) || is_allocation_key(key, engine) || *key == keys::TESSERA_WAKE {
             continue;
         }
         let ours = key.starts_with(keys::HAMI_PREFIX) || key.starts_with(keys::TESSERA_PREFIX);
-        let meant = if ours || prefixes.contains(prefix) { nearest(key, known.iter().copied()) } else { None };
+        let meant = if ours || prefixes.contains(prefix) {
+            nearest(key, known.iter().copied())
+        } else {
+            None
+        };
         match meant {
-            Some(meant) => change.warnings.push(format!("annotation `{key}` has no effect; did you mean `{meant}`?")),
-            None if ours => change.warnings.push(format!("annotation `{key}` has no effect: no such name is known")),
+            Some(meant) => change
+                .warnings
+                .push(format!("annotation `{key}` has no effect; did you mean `{meant}`?")),
+            None if ours => change
+                .warnings
+                .push(format!("annotation `{key}` has no effect: no such name is known")),
             None => {}
         }
     }
@@ -413,19 +509,30 @@ struct Change<'a> {
 
 impl<'a> Change<'a> {
     fn new(pod: &'a Value) -> Self {
-        Self { pod, ops: Vec::new(), warnings: Vec::new() }
+        Self {
+            pod,
+            ops: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 
     fn allow(self, message: Option<&str>) -> Verdict {
         let Self { ops, mut warnings, .. } = self;
         let mut seen = BTreeSet::new();
         warnings.retain(|warning| seen.insert(warning.clone()));
-        Verdict::Allow { patch: ops, warnings, message: message.map(ToOwned::to_owned) }
+        Verdict::Allow {
+            patch: ops,
+            warnings,
+            message: message.map(ToOwned::to_owned),
+        }
     }
 
     fn scheduler(&mut self, view: &PodView, name: &str) {
         if view.scheduler_name.as_deref() != Some(name) {
-            self.ops.push(PatchOp::Add { path: "/spec/schedulerName".to_owned(), value: json!(name) });
+            self.ops.push(PatchOp::Add {
+                path: "/spec/schedulerName".to_owned(),
+                value: json!(name),
+            });
         }
     }
 
@@ -439,16 +546,28 @@ impl<'a> Change<'a> {
             pointer(&all)
         };
         if !edit.limits().is_empty() {
-            let limits: Map<String, Value> =
-                edit.limits().iter().map(|(name, value)| (name.clone(), json!(value.to_string()))).collect();
+            let limits: Map<String, Value> = edit
+                .limits()
+                .iter()
+                .map(|(name, value)| (name.clone(), json!(value.to_string())))
+                .collect();
             if raw["resources"]["limits"].is_object() {
                 for (name, value) in limits {
-                    self.ops.push(PatchOp::Add { path: path(&["resources", "limits", &name]), value });
+                    self.ops.push(PatchOp::Add {
+                        path: path(&["resources", "limits", &name]),
+                        value,
+                    });
                 }
             } else if raw["resources"].is_object() {
-                self.ops.push(PatchOp::Add { path: path(&["resources", "limits"]), value: Value::Object(limits) });
+                self.ops.push(PatchOp::Add {
+                    path: path(&["resources", "limits"]),
+                    value: Value::Object(limits),
+                });
             } else {
-                self.ops.push(PatchOp::Add { path: path(&["resources"]), value: json!({"limits": limits}) });
+                self.ops.push(PatchOp::Add {
+                    path: path(&["resources"]),
+                    value: json!({"limits": limits}),
+                });
             }
         }
 
@@ -463,19 +582,30 @@ impl<'a> Change<'a> {
             }
         }
         for position in gone.iter().rev() {
-            self.ops.push(PatchOp::Remove { path: path(&["env", &position.to_string()]) });
+            self.ops.push(PatchOp::Remove {
+                path: path(&["env", &position.to_string()]),
+            });
         }
-        let added: Vec<Value> =
-            edit.env().iter().map(|env| json!({"name": env.name, "value": env.value})).collect();
+        let added: Vec<Value> = edit
+            .env()
+            .iter()
+            .map(|env| json!({"name": env.name, "value": env.value}))
+            .collect();
         if added.is_empty() {
             return;
         }
         if raw["env"].is_array() {
             for value in added {
-                self.ops.push(PatchOp::Add { path: path(&["env", "-"]), value });
+                self.ops.push(PatchOp::Add {
+                    path: path(&["env", "-"]),
+                    value,
+                });
             }
         } else {
-            self.ops.push(PatchOp::Add { path: path(&["env"]), value: Value::Array(added) });
+            self.ops.push(PatchOp::Add {
+                path: path(&["env"]),
+                value: Value::Array(added),
+            });
         }
     }
 }

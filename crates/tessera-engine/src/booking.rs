@@ -84,56 +84,39 @@ fn find(cards: &[Card], id: &CardId) -> Option<usize> {
 /// reserved instance on a card that is not in MIG mode, an instance on an unknown card (closes all MIG cards of the
 /// node), or a text that cannot be read.
 pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
-    let mut by_card: BTreeMap<usize, Effect> = BTreeMap::new();
-    fn at(map: &mut BTreeMap<usize, Effect>, card: usize) -> &mut Effect {
-        map.entry(card).or_insert_with(|| Effect {
-            card,
-            usage: CardUsage::default(),
-            instances: Vec::new(),
-            closes: false,
-        })
+    fn at(effects: &mut Vec<Effect>, card: usize) -> &mut Effect {
+        let place = match effects.binary_search_by_key(&card, |effect| effect.card) {
+            Ok(place) => place,
+            Err(place) => {
+                let none = Effect {
+                    card,
+                    usage: CardUsage::default(),
+                    instances: Vec::new(),
+                    closes: false,
+                };
+                effects.insert(place, none);
+                place
+            }
+        };
+        &mut effects[place]
     }
+    let mut all: Vec<Effect> = Vec::with_capacity(booking.usage.0.len());
     for (id, (_, usage)) in &booking.usage.0 {
         if let Some(card) = find(cards, id) {
-            let effect = at(&mut by_card, card);
+            let effect = at(&mut all, card);
             effect.usage = effect.usage.plus(*usage);
         }
     }
-    let mut lost_instance = false;
-    for reservation in &booking.allocation.mig {
-        match find(cards, &reservation.card) {
-            None => lost_instance = true,
-            Some(card) => {
-                let effect = at(&mut by_card, card);
-                if cards[card].mode.is_mig() {
-                    let held = Held {
-                        profile: Arc::from(reservation.profile.as_str()),
-                        placement: reservation.placement,
-                    };
-                    if !effect.instances.contains(&held) {
-                        effect.instances.push(held);
-                    }
-                } else {
-                    effect.closes = true;
-                }
+    let cuts = !booking.allocation.mig.is_empty() || cards.iter().any(|card| card.mode.is_mig());
+    if cuts {
+        instances(booking, cards, &mut |card, held| {
+            let effect = at(&mut all, card);
+            match held {
+                None => effect.closes = true,
+                Some(held) if !effect.instances.contains(&held) => effect.instances.push(held),
+                Some(_) => {}
             }
-        }
-    }
-    if lost_instance {
-        for (card, _) in cards.iter().enumerate().filter(|(_, card)| card.mode.is_mig()) {
-            at(&mut by_card, card).closes = true;
-        }
-    }
-    for (_, share) in booking.allocation.shares() {
-        let Some(card) = find(cards, &share.card) else { continue };
-        let reserved = booking
-            .allocation
-            .mig
-            .iter()
-            .any(|r| find(cards, &r.card) == Some(card));
-        if cards[card].mode.is_mig() && !reserved {
-            at(&mut by_card, card).closes = true;
-        }
+        });
     }
     for closure in &booking.closures {
         let of_class = || cards.iter().enumerate().filter(|(_, card)| card.class == closure.class);
@@ -147,8 +130,44 @@ pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
             named
         };
         for card in closed {
-            at(&mut by_card, card).closes = true;
+            at(&mut all, card).closes = true;
         }
     }
-    by_card.into_values().collect()
+    all
+}
+
+/// Tells `put` of each instance held, or with `None` of a card where that cannot be told.
+fn instances(booking: &Booking, cards: &[Card], put: &mut impl FnMut(usize, Option<Held>)) {
+    let reservations = &booking.allocation.mig;
+    for reservation in reservations {
+        match find(cards, &reservation.card) {
+            None => {
+                for (card, _) in cards.iter().enumerate().filter(|(_, card)| card.mode.is_mig()) {
+                    put(card, None);
+                }
+            }
+            Some(card) if cards[card].mode.is_mig() => {
+                let profile = Arc::from(reservation.profile.as_str());
+                put(
+                    card,
+                    Some(Held {
+                        profile,
+                        placement: reservation.placement,
+                    }),
+                );
+            }
+            Some(card) => put(card, None),
+        }
+    }
+    for (_, share) in booking.allocation.shares() {
+        let Some(card) = find(cards, &share.card).filter(|card| cards[*card].mode.is_mig()) else {
+            continue;
+        };
+        if !reservations
+            .iter()
+            .any(|reservation| find(cards, &reservation.card) == Some(card))
+        {
+            put(card, None);
+        }
+    }
 }

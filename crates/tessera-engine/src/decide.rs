@@ -12,10 +12,10 @@ use tessera_types::{
 };
 use tessera_wire::{NodeView, PodView, keys};
 
-use crate::booking::Booking;
+use crate::booking::{Booking, BookingState};
 use crate::error::RequestError;
 use crate::fit::{ContainerFit, Given, Placed, Scratch, TrialCard, fit_one, fit_pod};
-use crate::node::{CardUse, ClassOnNode, NodeFacts, NodeState};
+use crate::node::{CardUse, ClassOnNode, NodeFacts, NodeState, Nomination};
 use crate::order;
 use crate::quota::Room;
 use crate::shape::{self, Shape};
@@ -110,47 +110,7 @@ impl Engine {
     /// # Errors
     /// The first field that cannot be served as written.
     pub fn demand(&self, pod: &PodView) -> Result<Demand, RequestError> {
-        let mut containers = Vec::with_capacity(pod.containers.len());
-        for container in &pod.containers {
-            let mut asks = Vec::new();
-            for vendor in self.vendors.iter() {
-                asks.extend(vendor.parse(container, pod)?);
-            }
-            containers.push(ContainerDemand {
-                name: container.name.clone(),
-                role: container.role,
-                asks,
-            });
-        }
-        let mut demand = Demand {
-            pod: pod.id.clone(),
-            containers,
-            selections: Vec::new(),
-            node_policy: None,
-            card_policy: None,
-            weights: Weights::default(),
-        };
-        if demand.is_empty() {
-            return Ok(demand);
-        }
-        for class in demand.classes() {
-            if let Some(vendor) = self.vendors.get(&class) {
-                let selection = vendor.selection(pod)?;
-                if selection != Selection::default() {
-                    demand.selections.push((class, selection));
-                }
-            }
-        }
-        let text = |key: &str| pod.annotations.get(key).map(String::as_str);
-        demand.node_policy = text(keys::NODE_POLICY).map(|text| NodePolicy::parse(text).unwrap_or_default());
-        demand.card_policy = text(keys::GPU_POLICY)
-            .filter(|text| !text.trim().is_empty())
-            .map(|text| CardPolicy::parse(text).0);
-        if let Some(text) = text(keys::SCORING_WEIGHTS) {
-            demand.weights =
-                Weights::parse(text).map_err(|error| RequestError::weights(keys::SCORING_WEIGHTS, &error))?;
-        }
-        Ok(demand)
+        demand_of(&self.vendors, pod)
     }
 
     /// Decides. What the demand's own pod holds already is taken as free.
@@ -335,10 +295,58 @@ impl Engine {
     }
 }
 
+/// [`Engine::demand`].
+pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, RequestError> {
+    let mut containers = Vec::with_capacity(pod.containers.len());
+    for container in &pod.containers {
+        let mut asks = Vec::new();
+        for vendor in vendors {
+            asks.extend(vendor.parse(container, pod)?);
+        }
+        containers.push(ContainerDemand {
+            name: container.name.clone(),
+            role: container.role,
+            asks,
+        });
+    }
+    let mut demand = Demand {
+        pod: pod.id.clone(),
+        priority: pod.priority,
+        containers,
+        selections: Vec::new(),
+        node_policy: None,
+        card_policy: None,
+        weights: Weights::default(),
+    };
+    if demand.is_empty() {
+        return Ok(demand);
+    }
+    for class in demand.classes() {
+        if let Some(vendor) = vendors.get(&class) {
+            let selection = vendor.selection(pod)?;
+            if selection != Selection::default() {
+                demand.selections.push((class, selection));
+            }
+        }
+    }
+    let text = |key: &str| pod.annotations.get(key).map(String::as_str);
+    demand.node_policy = text(keys::NODE_POLICY).map(|text| NodePolicy::parse(text).unwrap_or_default());
+    demand.card_policy = text(keys::GPU_POLICY)
+        .filter(|text| !text.trim().is_empty())
+        .map(|text| CardPolicy::parse(text).0);
+    if let Some(text) = text(keys::SCORING_WEIGHTS) {
+        demand.weights = Weights::parse(text).map_err(|error| RequestError::weights(keys::SCORING_WEIGHTS, &error))?;
+    }
+    Ok(demand)
+}
+
 /// One demand, put to nodes of one snapshot.
 pub(crate) struct Question<'a> {
-    vendors: &'a Vendors,
+    engine: &'a Engine,
+    snapshot: &'a Snapshot,
     own: Option<&'a Booking>,
+    uid: PodUid,
+    priority: i32,
     pub(crate) shape: Arc<Shape>,
     scratch: Scratch,
 }
@@ -347,20 +355,32 @@ impl<'a> Question<'a> {
     pub(crate) fn new(engine: &'a Engine, snapshot: &'a Snapshot, demand: &Demand) -> Self {
         let own = snapshot.booking(&demand.pod.uid);
         let shape = engine.shape(snapshot, demand, own);
+        let uid = demand.pod.uid.clone();
         Self {
-            vendors: &engine.vendors,
+            engine,
+            snapshot,
             own,
+            uid,
+            priority: demand.priority,
             shape,
             scratch: Scratch::default(),
         }
     }
 
     pub(crate) fn ask(&mut self, node: &NodeState) -> Outcome {
-        if let Some(own) = self.own
-            && own.node == *node.name()
-        {
-            let uid: &PodUid = &own.pod.uid;
-            return self.fit(&node.without(|booking| booking.pod.uid == *uid));
+        let nominated: Vec<&Nomination> = node
+            .nominations()
+            .iter()
+            .map(|nomination| &**nomination)
+            .filter(|n| n.demand.priority >= self.priority && n.demand.pod.uid != self.uid)
+            .collect();
+        let is_here = self.own.is_some_and(|own| own.node == *node.name());
+        if is_here || !nominated.is_empty() {
+            let mut left = node.without(|booking| booking.pod.uid == self.uid);
+            for booking in self.reserved(&left, &nominated) {
+                left.put(booking);
+            }
+            return self.fit(&left);
         }
         if let Some(outcome) = node.remembered(&self.shape) {
             return outcome;
@@ -371,9 +391,38 @@ impl<'a> Question<'a> {
     }
 
     pub(crate) fn fit(&mut self, node: &NodeState) -> Outcome {
-        fit_pod(self.vendors, node, &self.shape, &mut self.scratch)
+        fit_pod(&self.engine.vendors, node, &self.shape, &mut self.scratch)
             .map(Arc::new)
             .map_err(Arc::new)
+    }
+
+    /// What pods that others made room for will take once those others are gone.
+    fn reserved(&mut self, node: &NodeState, nominated: &[&Nomination]) -> Vec<Arc<Booking>> {
+        let mut later = node.without(|booking| booking.deleting);
+        let mut reserved = Vec::new();
+        for nomination in nominated {
+            let demand = &nomination.demand;
+            let shape = self.engine.shape(self.snapshot, demand, None);
+            let Ok(placed) = fit_pod(&self.engine.vendors, &later, &shape, &mut self.scratch) else {
+                continue;
+            };
+            let roles: Vec<ContainerRole> = demand.containers.iter().map(|container| container.role).collect();
+            let booking = Arc::new(Booking {
+                pod: demand.pod.clone(),
+                node: node.name().clone(),
+                usage: Booking::usage_of(&placed.allocation, &roles, false),
+                allocation: placed.allocation,
+                state: BookingState::Assumed,
+                priority: demand.priority,
+                since: None,
+                deleting: false,
+                closures: Vec::new(),
+                facts: BTreeMap::new(),
+            });
+            later.put(Arc::clone(&booking));
+            reserved.push(booking);
+        }
+        reserved
     }
 }
 

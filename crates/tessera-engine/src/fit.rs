@@ -419,6 +419,11 @@ impl ContainerFit<'_> {
         if gathers == Some(true) && found >= count && self.choose(count, cards, ctx, scratch) {
             return true;
         }
+        if gathers == Some(true) && found >= count && numa_bind {
+            let mut reason = Reason::of(ReasonKind::NumaMismatch, None);
+            reason.count = u32::try_from(found).unwrap_or(u32::MAX);
+            reasons.push(reason);
+        }
         if found > 0 {
             let mut reason = Reason::short(
                 ReasonKind::TooFewFit,

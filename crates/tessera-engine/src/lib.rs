@@ -27,7 +27,7 @@ pub use decide::{Candidates, Decision, Defaults, Engine, NodeFit};
 pub use edit::{Admit, AdmitSettings, ContainerEdit, EnvEdit};
 pub use error::{AllocationProblem, NodeProblem, RequestError};
 pub use fit::{Given, Placed, TrialCard};
-pub use node::{CardUse, CardView, ClassOnNode, Held, NodeState};
+pub use node::{CardUse, CardView, ClassOnNode, Held, NodeState, Nomination};
 pub use preempt::Preemptor;
 pub use quota::{QuotaState, Quotas, Room};
 pub use snapshot::Snapshot;

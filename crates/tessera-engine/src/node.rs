@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tessera_types::{Card, CardUsage, Keyword, NodeName, Placement};
+use tessera_types::{Card, CardUsage, Demand, Keyword, NodeName, Placement};
 
 use crate::booking::{Booking, effects};
 use crate::decide::Outcome;
@@ -69,6 +69,13 @@ pub struct ClassOnNode {
     pub facts: BTreeMap<String, String>,
 }
 
+/// A pod that room is being made for on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nomination {
+    /// What it asks for.
+    pub demand: Demand,
+}
+
 /// What changes only with the Node object.
 #[derive(Debug, PartialEq)]
 pub(crate) struct NodeFacts {
@@ -90,6 +97,8 @@ pub struct NodeState {
     pub(crate) usage: Vec<CardUse>,
     /// Ordered by pod uid.
     pub(crate) bookings: Vec<Arc<Booking>>,
+    /// Highest priority first, then by pod uid.
+    nominations: Vec<Arc<Nomination>>,
     /// All cards together: what there is, what is in use.
     sums: (CardUsage, CardUsage),
     memory: Mutex<Vec<(Arc<Shape>, Outcome)>>,
@@ -102,6 +111,7 @@ impl Clone for NodeState {
             version: self.version,
             usage: self.usage.clone(),
             bookings: self.bookings.clone(),
+            nominations: self.nominations.clone(),
             sums: self.sums,
             memory: Mutex::default(),
         }
@@ -117,6 +127,7 @@ impl NodeState {
             version,
             usage,
             bookings,
+            nominations: Vec::new(),
             sums: Default::default(),
             memory: Mutex::default(),
         };
@@ -185,6 +196,17 @@ impl NodeState {
     #[must_use]
     pub fn bookings(&self) -> &[Arc<Booking>] {
         &self.bookings
+    }
+
+    /// Pods that room is being made for here, highest priority first.
+    #[must_use]
+    pub fn nominations(&self) -> &[Arc<Nomination>] {
+        &self.nominations
+    }
+
+    pub(crate) fn set_nominations(&mut self, mut nominations: Vec<Arc<Nomination>>) {
+        nominations.sort_by(|a, b| (b.demand.priority, &a.demand.pod.uid).cmp(&(a.demand.priority, &b.demand.pod.uid)));
+        self.nominations = nominations;
     }
 
     /// The bookings that hold a part of the card at this position.

@@ -98,8 +98,19 @@ impl Quotas {
     /// Adds to what a namespace uses of a class.
     pub fn charge(&mut self, namespace: &str, names: &ResourceNames, memory: Mib, cores: Cores) {
         for (name, amount) in amounts(names, memory, cores).filter(|(_, amount)| *amount > 0) {
-            let entry = self.entries(namespace).entry(name.to_owned()).or_default();
-            entry.used = entry.used.saturating_add(amount);
+            let entries = self.entries(namespace);
+            match entries.get_mut(name) {
+                Some(entry) => entry.used = entry.used.saturating_add(amount),
+                None => {
+                    entries.insert(
+                        name.to_owned(),
+                        Entry {
+                            used: amount,
+                            limits: BTreeMap::new(),
+                        },
+                    );
+                }
+            }
         }
     }
 

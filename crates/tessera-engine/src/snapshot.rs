@@ -16,10 +16,13 @@ const CHUNK: usize = 64;
 /// Parts of the booking table.
 const SHARDS: usize = 256;
 
+type Chunk = Arc<Vec<Option<Arc<NodeState>>>>;
+type Shard = Arc<BTreeMap<PodUid, Arc<Booking>>>;
+
 /// Nodes by slot; slots are reused.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NodeTable {
-    chunks: Arc<Vec<Arc<Vec<Option<Arc<NodeState>>>>>>,
+    chunks: Arc<Vec<Chunk>>,
     names: Arc<Names>,
     free: Vec<usize>,
 }
@@ -91,7 +94,7 @@ impl NodeTable {
 
 /// Bookings by pod uid.
 #[derive(Debug, Clone)]
-pub(crate) struct BookingTable(Arc<Vec<Arc<BTreeMap<PodUid, Arc<Booking>>>>>);
+pub(crate) struct BookingTable(Arc<Vec<Shard>>);
 
 impl Default for BookingTable {
     fn default() -> Self {

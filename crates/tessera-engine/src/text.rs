@@ -1,7 +1,6 @@
 //! Renderings of reasons: HAMi's texts, a sentence that a person acts on, an event, a metric label.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use tessera_types::{CardId, Demand, Dimension, NodeName, NodeRefusal, Reason, ReasonKind};
 
@@ -61,7 +60,7 @@ pub fn hami_failed_event(decision: &Decision) -> String {
     for (token, mut nodes) in by_token {
         nodes.sort();
         let names: Vec<&str> = nodes.iter().map(|node| node.as_str()).collect();
-        let _ = write!(text, ", {} nodes {token}({})", nodes.len(), names.join(","));
+        text.push_str(&format!(", {} nodes {token}({})", nodes.len(), names.join(",")));
     }
     bounded(text)
 }
@@ -195,14 +194,10 @@ fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
             if let (Some((dimension, wanted)), Some(free)) = (nearest.wanted, nearest.free)
                 && dimension != Dimension::Slots
             {
-                let _ = write!(
-                    text,
-                    " ({} wanted, at most {} free",
-                    amount(dimension, wanted),
-                    amount(dimension, free)
-                );
+                let (wanted, free) = (amount(dimension, wanted), amount(dimension, free));
+                text.push_str(&format!(" ({wanted} wanted, at most {free} free"));
                 if let Some(card) = &nearest.card {
-                    let _ = write!(text, ", on {card}");
+                    text.push_str(&format!(", on {card}"));
                 }
                 text.push(')');
             }
@@ -221,7 +216,7 @@ struct Remedy {
 
 /// The most that could be asked for in `dimension` on a node where reasons of `kind` stand in the way: with cards
 /// still missing beside those that fit, the free amount of the last one needed.
-fn attainable<'a>(reasons: &'a [Reason], kind: ReasonKind, count: u32) -> Option<&'a Reason> {
+fn attainable(reasons: &[Reason], kind: ReasonKind, count: u32) -> Option<&Reason> {
     let fitting = reasons
         .iter()
         .filter(|r| r.kind == ReasonKind::TooFewFit)

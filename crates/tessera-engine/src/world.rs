@@ -12,8 +12,9 @@ use tessera_types::{Allocation, CardUsage, ContainerRole, Keyword, NodeName, Pod
 use tessera_wire::{NodeView, PodView, Quantity, keys};
 
 use crate::booking::{Booking, BookingState, Closure};
+use crate::decide::demand_of;
 use crate::error::{AllocationProblem, NodeProblem};
-use crate::node::{ClassOnNode, NodeFacts, NodeState, recount};
+use crate::node::{ClassOnNode, NodeFacts, NodeState, Nomination, recount};
 use crate::quota::Quotas;
 use crate::snapshot::{BookingTable, NodeTable, Snapshot};
 use crate::vendor::{HealthSource, Vendors, comma_list};
@@ -21,6 +22,8 @@ use crate::verify;
 
 /// How long an allocation written on a pod that is not bound holds its cards, counted from when it was first seen.
 const UNBOUND_LEASE_SECONDS: i64 = 120;
+/// How long room that was made for a pod is kept for it, counted from when its nomination was first seen.
+const NOMINATION_SECONDS: i64 = 60;
 
 /// What a Node event did.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -157,6 +160,10 @@ struct Record {
     deadline: Option<i64>,
     /// From this process.
     assumed: Option<Assumed>,
+    /// Node that room is being made on, with the end of the nomination once that is known.
+    nominated: Option<(NodeName, Arc<Nomination>, Option<i64>)>,
+    /// A nomination that has ended must not begin again by an update.
+    nomination_over: Option<NodeName>,
     /// The `hami.io/vgpu-time` of an allocation that must not count again while the pod is unbound.
     void: Option<Option<String>>,
 }
@@ -182,6 +189,8 @@ pub struct World {
     /// Unbound bookings whose lease starts with the next [`World::expire`].
     undated: BTreeSet<PodUid>,
     unbound_lease: i64,
+    /// By node, also of nodes that are not known (yet).
+    nominations: BTreeMap<NodeName, BTreeMap<PodUid, Arc<Nomination>>>,
     version: u64,
 }
 
@@ -199,6 +208,7 @@ impl World {
             leases: BTreeSet::new(),
             undated: BTreeSet::new(),
             unbound_lease: UNBOUND_LEASE_SECONDS,
+            nominations: BTreeMap::new(),
             version: 0,
         }
     }
@@ -302,6 +312,7 @@ impl World {
                 self.version += 1;
                 self.nodes
                     .insert(NodeState::new(Arc::new(facts), Vec::new(), self.version));
+                self.show_nominations(&name, self.version);
             }
         }
         true
@@ -313,7 +324,8 @@ impl World {
         let uid = &pod.id.uid;
         let (derived, problems) = derive(&self.vendors, pod);
         let known = self.records.contains_key(uid);
-        if derived.is_none() && !known {
+        let nominated = self.nomination(pod);
+        if derived.is_none() && nominated.is_none() && !known {
             return PodChange {
                 problems,
                 ..PodChange::default()
@@ -344,7 +356,6 @@ impl World {
             .is_some_and(|booking| booking.state == BookingState::Unbound);
         if !unbound {
             record.deadline = None;
-            self.undated.remove(uid);
         } else if fresh {
             record.deadline = None;
             self.undated.insert(uid.clone());
@@ -354,6 +365,7 @@ impl World {
             (Some(new), Some(old)) if new == *old => Some(old),
             (new, _) => new.map(Arc::new),
         };
+        self.nominate(uid, nominated);
         let (booked, frees) = self.settle(uid);
         if ended {
             // Nothing of it can come back.
@@ -374,6 +386,7 @@ impl World {
         };
         record.derived = None;
         record.assumed = None;
+        self.nominate(uid, None);
         let (_, frees) = self.settle(uid);
         self.records.remove(uid);
         self.undated.remove(uid);
@@ -412,7 +425,6 @@ impl World {
         if record.derived.take().is_some() {
             record.void = Some(record.written_at.clone());
             record.deadline = None;
-            self.undated.remove(uid);
         }
         record.assumed = Some(Assumed {
             booking: Arc::new(booking),
@@ -420,6 +432,7 @@ impl World {
             expires_at: assumption.expires_at,
         });
         self.leases.insert((assumption.expires_at, uid.clone()));
+        self.nominate(uid, None);
         self.settle(uid);
         Ok(())
     }
@@ -451,14 +464,27 @@ impl World {
             record.void = Some(record.written_at.clone());
             record.deadline = None;
         }
-        self.undated.remove(uid);
-        self.settle(uid).1
+        let freed = self.settle(uid).1;
+        self.drop_if_empty(uid);
+        freed
     }
 
     /// Ends all leases up to `now`. Returns whose bookings ended with theirs.
     pub fn expire(&mut self, now: i64) -> Vec<PodUid> {
         for uid in std::mem::take(&mut self.undated) {
-            if let Some(record) = self.records.get_mut(&uid) {
+            let Some(record) = self.records.get_mut(&uid) else {
+                continue;
+            };
+            if let Some((_, _, end @ None)) = &mut record.nominated {
+                let until = now.saturating_add(NOMINATION_SECONDS);
+                *end = Some(until);
+                self.leases.insert((until, uid.clone()));
+            }
+            let unbound = record
+                .derived
+                .as_ref()
+                .is_some_and(|booking| booking.state == BookingState::Unbound);
+            if unbound && record.deadline.is_none() {
                 let deadline = now.saturating_add(self.unbound_lease);
                 record.deadline = Some(deadline);
                 self.leases.insert((deadline, uid));
@@ -485,9 +511,18 @@ impl World {
                 record.deadline = None;
                 record.void = Some(record.written_at.clone());
             }
-            if self.settle(&uid).1 {
-                ended.push(uid);
+            let over = record
+                .nominated
+                .as_ref()
+                .filter(|(_, _, end)| end.is_some_and(|end| end <= now));
+            if let Some((node, _, _)) = over {
+                record.nomination_over = Some(node.clone());
+                self.nominate(&uid, None);
             }
+            if self.settle(&uid).1 {
+                ended.push(uid.clone());
+            }
+            self.drop_if_empty(&uid);
         }
         ended
     }
@@ -604,6 +639,7 @@ impl World {
             self.version += 1;
             let bookings = by_node.remove(&name).unwrap_or_default();
             self.nodes.insert(NodeState::new(facts, bookings, self.version));
+            self.show_nominations(&name, self.version);
         }
     }
 
@@ -620,6 +656,89 @@ impl World {
                 charge(&self.vendors, Arc::make_mut(&mut self.quotas), booking, true);
             }
         }
+    }
+
+    /// What a pod's `status.nominatedNodeName` reserves: the node and the demand.
+    fn nomination(&self, pod: &PodView) -> Option<(NodeName, Arc<Nomination>)> {
+        if pod.node_name.is_some() || pod.deleting || pod.phase.is_terminal() {
+            return None;
+        }
+        let node = NodeName::new(pod.nominated_node.as_deref()?).ok()?;
+        let demand = demand_of(&self.vendors, pod).ok()?;
+        (!demand.is_empty()).then(|| (node, Arc::new(Nomination { demand })))
+    }
+
+    /// Makes the nodes say which nomination the pod has.
+    fn nominate(&mut self, uid: &PodUid, new: Option<(NodeName, Arc<Nomination>)>) {
+        let Some(record) = self.records.get_mut(uid) else {
+            return;
+        };
+        // What is booked for the pod is reserved already.
+        let waiting = record.assumed.is_none();
+        let new = new.filter(|(node, _)| waiting && record.nomination_over.as_ref() != Some(node));
+        let old = record.nominated.take();
+        let same = matches!((&old, &new), (Some((a, x, _)), Some((b, y))) if a == b && x == y);
+        if same {
+            record.nominated = old;
+            return;
+        }
+        if let Some((node, nomination)) = &new {
+            record.nominated = Some((node.clone(), Arc::clone(nomination), None));
+            self.undated.insert(uid.clone());
+        }
+        if old.is_none() && new.is_none() {
+            return;
+        }
+        self.version += 1;
+        let version = self.version;
+        if let Some((node, ..)) = old
+            && let Some(on_node) = self.nominations.get_mut(&node)
+        {
+            on_node.remove(uid);
+            if on_node.is_empty() {
+                self.nominations.remove(&node);
+            }
+            self.show_nominations(&node, version);
+        }
+        if let Some((node, nomination)) = new {
+            self.nominations
+                .entry(node.clone())
+                .or_default()
+                .insert(uid.clone(), nomination);
+            self.show_nominations(&node, version);
+        }
+    }
+
+    fn show_nominations(&mut self, name: &NodeName, version: u64) {
+        let nominations = self.nominations.get(name).map(|all| all.values().cloned().collect());
+        if let Some(node) = self.nodes.get_mut(name.as_str()) {
+            node.set_nominations(nominations.unwrap_or_default());
+            node.version = version;
+        }
+    }
+
+    /// A record that says nothing is not kept.
+    fn drop_if_empty(&mut self, uid: &PodUid) {
+        let empty = self.records.get(uid).is_some_and(|record| {
+            record.derived.is_none()
+                && record.assumed.is_none()
+                && record.nominated.is_none()
+                && record.void.is_none()
+                && record.nomination_over.is_none()
+        });
+        if empty {
+            self.records.remove(uid);
+        }
+    }
+
+    /// Pods that anything is remembered of. After a gap in the watch, those that a new list lacks are to be removed.
+    pub fn known_pods(&self) -> impl Iterator<Item = &PodUid> {
+        self.records.keys()
+    }
+
+    /// Nodes that were set and not removed. After a gap in the watch, those that a new list lacks are to be removed.
+    pub fn known_nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.inputs.keys()
     }
 
     /// Makes the tables say what the record says. Returns (booked or changed, freed).

@@ -22,15 +22,22 @@ fn cluster() -> Cluster {
     let vendors = Arc::new(Vendors::new(vec![Arc::new(Nvidia::new(&config::Nvidia::default()))]));
     let engine = Engine::new(
         Arc::clone(&vendors),
-        Defaults { node_policy: NodePolicy::Binpack, card_policy: CardPolicy::default() },
+        Defaults {
+            node_policy: NodePolicy::Binpack,
+            card_policy: CardPolicy::default(),
+        },
     );
     let mut world = World::new(vendors);
     let register = r#"[{"id":"GPU-a","count":10,"devmem":16384,"devcore":100,"type":"NVIDIA A10","mode":"hami-core","health":true},{"id":"GPU-b","index":1,"count":10,"devmem":16384,"devcore":100,"type":"NVIDIA A10","mode":"hami-core","health":true}]"#;
     let node = json!({"metadata": {"name": "n1", "annotations": {"hami.io/node-nvidia-register": register}}});
-    world.set_node(&NodeView::from_json(&node).unwrap());
+    world.set_node(&NodeView::from_json(&node).expect("a readable node"));
     let hard = BTreeMap::from([("limits.nvidia.com/gpumem".to_owned(), Quantity::of(1000))]);
     world.set_quota("small", "q", &hard);
-    Cluster { engine, world, settings: Settings::default() }
+    Cluster {
+        engine,
+        world,
+        settings: Settings::default(),
+    }
 }
 
 fn pod(limits: Value) -> Value {
@@ -41,8 +48,8 @@ fn pod(limits: Value) -> Value {
 }
 
 fn apply(pod: &mut Value, patch: Value) {
-    let patch: json_patch::Patch = serde_json::from_value(patch).unwrap();
-    json_patch::patch(pod, &patch).unwrap();
+    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a JSON Patch");
+    json_patch::patch(pod, &patch).expect("a patch that applies");
 }
 
 impl Cluster {
@@ -59,7 +66,7 @@ impl Cluster {
 
     fn allowed(&self, pod: &Value) -> (Value, Vec<String>) {
         match self.review(pod) {
-            Verdict::Allow { patch, warnings, .. } => (serde_json::to_value(patch).unwrap(), warnings),
+            Verdict::Allow { patch, warnings, .. } => (serde_json::to_value(patch).expect("a patch prints"), warnings),
             denied => panic!("expected no refusal: {denied:?}"),
         }
     }
@@ -69,15 +76,51 @@ impl Cluster {
 fn a_request_that_cannot_be_meant_is_refused_with_field_fault_and_next_step() {
     let cluster = cluster();
     for (limits, code, parts) in [
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3Gi"}), 422, ["`nvidia.com/gpumem`", "3Gi", "write 3072"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1Gi"}), 422, ["`nvidia.com/gpumem`", "1Gi", "write 1024"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1500m"}), 422, ["`nvidia.com/gpumem`", "1500m", "write"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "-1"}), 422, ["`nvidia.com/gpumem`", "negative", "write"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "9E"}), 422, ["`nvidia.com/gpumem`", "9E", "write"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100000000"}), 422, ["`nvidia.com/gpumem`", "100000000", "one card"]),
-        (json!({"nvidia.com/gpu": "500m"}), 422, ["`nvidia.com/gpu`", "500m", "whole number"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpucores": "-5"}), 422, ["`nvidia.com/gpucores`", "-5", "0 to 100"]),
-        (json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "120"}), 500, ["gpumem-percentage", "120", "between 0 and 100"]),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3Gi"}),
+            422,
+            ["`nvidia.com/gpumem`", "3Gi", "write 3072"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1Gi"}),
+            422,
+            ["`nvidia.com/gpumem`", "1Gi", "write 1024"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1500m"}),
+            422,
+            ["`nvidia.com/gpumem`", "1500m", "write"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "-1"}),
+            422,
+            ["`nvidia.com/gpumem`", "negative", "write"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "9E"}),
+            422,
+            ["`nvidia.com/gpumem`", "9E", "write"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100000000"}),
+            422,
+            ["`nvidia.com/gpumem`", "100000000", "one card"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "500m"}),
+            422,
+            ["`nvidia.com/gpu`", "500m", "whole number"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpucores": "-5"}),
+            422,
+            ["`nvidia.com/gpucores`", "-5", "0 to 100"],
+        ),
+        (
+            json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "120"}),
+            500,
+            ["gpumem-percentage", "120", "between 0 and 100"],
+        ),
     ] {
         let (got, text) = cluster.refusal(&pod(limits.clone()));
         assert_eq!(got, code, "{limits}: {text}");
@@ -92,9 +135,21 @@ fn a_request_that_cannot_be_meant_is_refused_with_field_fault_and_next_step() {
 fn annotations_that_would_fail_every_attempt_are_refused() {
     let cluster = cluster();
     for (key, value, parts) in [
-        ("hami.io/device-scoring-weights", "slot=1", ["hami.io/device-scoring-weights", "core"]),
-        ("hami.io/node-scheduler-policy", "bin-pack", ["hami.io/node-scheduler-policy", "did you mean `binpack`"]),
-        ("hami.io/gpu-scheduler-policy", "spread,banana", ["`banana`", "topology-aware"]),
+        (
+            "hami.io/device-scoring-weights",
+            "slot=1",
+            ["hami.io/device-scoring-weights", "core"],
+        ),
+        (
+            "hami.io/node-scheduler-policy",
+            "bin-pack",
+            ["hami.io/node-scheduler-policy", "did you mean `binpack`"],
+        ),
+        (
+            "hami.io/gpu-scheduler-policy",
+            "spread,banana",
+            ["`banana`", "topology-aware"],
+        ),
     ] {
         let mut pod = pod(json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"}));
         pod["metadata"]["annotations"] = json!({key: value});
@@ -114,11 +169,23 @@ fn what_works_otherwise_than_it_looks_is_a_warning() {
     let cluster = cluster();
     let warned = |limits: Value, part: &str| {
         let (_, warnings) = cluster.allowed(&pod(limits));
-        assert!(warnings.iter().any(|warning| warning.contains(part)), "{part}: {warnings:?}");
+        assert!(
+            warnings.iter().any(|warning| warning.contains(part)),
+            "{part}: {warnings:?}"
+        );
     };
-    warned(json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100", "nvidia.com/gpumem-percentage": "50"}), "has no effect beside");
-    warned(json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100", "nvidia.com/gpucores": "150"}), "counts as");
-    warned(json!({"nvidia.com/gpu": "3", "nvidia.com/gpumem": "100"}), "no node has more than 2");
+    warned(
+        json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100", "nvidia.com/gpumem-percentage": "50"}),
+        "has no effect beside",
+    );
+    warned(
+        json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100", "nvidia.com/gpucores": "150"}),
+        "counts as",
+    );
+    warned(
+        json!({"nvidia.com/gpu": "3", "nvidia.com/gpumem": "100"}),
+        "no node has more than 2",
+    );
     let (_, quiet) = cluster.allowed(&pod(json!({"nvidia.com/gpu": "2", "nvidia.com/gpumem": "100"})));
     assert_eq!(quiet, Vec::<String>::new());
 }
@@ -133,8 +200,16 @@ fn a_mistyped_annotation_names_the_right_one() {
     });
     let (_, warnings) = cluster.allowed(&pod);
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings.iter().any(|warning| warning.contains("did you mean `nvidia.com/use-gputype`")));
-    assert!(warnings.iter().any(|warning| warning.contains("`hami.io/anything` has no effect")));
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("did you mean `nvidia.com/use-gputype`"))
+    );
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("`hami.io/anything` has no effect"))
+    );
 }
 
 #[test]
@@ -167,10 +242,19 @@ fn only_what_changes_is_patched_and_unknown_members_stay() {
     pod["spec"]["containers"][0]["future"] = json!(true);
     let before = pod.clone();
     let (patch, _) = cluster.allowed(&pod);
-    let paths: Vec<&str> = patch.as_array().unwrap().iter().map(|op| op["path"].as_str().unwrap()).collect();
+    let paths: Vec<&str> = patch
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|op| op["path"].as_str().unwrap())
+        .collect();
     assert_eq!(
         paths,
-        ["/spec/schedulerName", "/spec/containers/0/resources/limits/nvidia.com~1gpu", "/spec/containers/0/env"]
+        [
+            "/spec/schedulerName",
+            "/spec/containers/0/resources/limits/nvidia.com~1gpu",
+            "/spec/containers/0/env"
+        ]
     );
     apply(&mut pod, patch);
     assert_eq!(pod["spec"]["futureField"], before["spec"]["futureField"]);
@@ -190,8 +274,16 @@ fn a_container_with_devices_does_not_choose_its_own_cards() {
     ]);
     let (patch, warnings) = cluster.allowed(&pod);
     apply(&mut pod, patch);
-    assert_eq!(pod["spec"]["containers"][0]["env"], json!([{"name": "A", "value": "b"}]));
-    assert!(warnings.iter().any(|warning| warning.contains("NVIDIA_VISIBLE_DEVICES")), "{warnings:?}");
+    assert_eq!(
+        pod["spec"]["containers"][0]["env"],
+        json!([{"name": "A", "value": "b"}])
+    );
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("NVIDIA_VISIBLE_DEVICES")),
+        "{warnings:?}"
+    );
     // A container without devices keeps its environment.
     pod["spec"]["containers"][0]["resources"] = json!({});
     pod["spec"]["containers"][0]["env"] = json!([{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]);
@@ -205,12 +297,20 @@ fn refusals_say_what_to_do() {
     let mut privileged = pod(json!({"nvidia.com/gpu": "1"}));
     privileged["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
     let (code, text) = cluster.refusal(&privileged);
-    assert!(code == 403 && text.starts_with("container c is privileged") && text.contains("remove securityContext.privileged"), "{text}");
+    assert!(
+        code == 403
+            && text.starts_with("container c is privileged")
+            && text.contains("remove securityContext.privileged"),
+        "{text}"
+    );
 
     let mut assigned = pod(json!({"nvidia.com/gpu": "1"}));
     assigned["spec"]["nodeName"] = json!("n1");
     let (code, text) = cluster.refusal(&assigned);
-    assert!(code == 403 && text.starts_with("pod has node assigned") && text.contains("nodeSelector"), "{text}");
+    assert!(
+        code == 403 && text.starts_with("pod has node assigned") && text.contains("nodeSelector"),
+        "{text}"
+    );
 
     let mut greedy = pod(json!({"nvidia.com/gpu": "2", "nvidia.com/gpumem": "600"}));
     greedy["metadata"]["namespace"] = json!("small");
@@ -232,7 +332,11 @@ fn allocation_annotations_are_changed_by_schedulers_and_agents_only() {
     let judge = |old: &Value, new: &Value, user: &str, group: &str| {
         refuse_update(old, new, user, &[group.to_owned()], &settings, &engine)
     };
-    assert!(judge(&old, &new, "alice", "system:authenticated").unwrap().contains("hami.io/vgpu-devices-allocated"));
+    assert!(
+        judge(&old, &new, "alice", "system:authenticated")
+            .unwrap()
+            .contains("hami.io/vgpu-devices-allocated")
+    );
     assert!(judge(&old, &gone, "alice", "system:authenticated").is_some());
     assert!(judge(&gone, &old, "alice", "system:authenticated").is_some());
     assert!(judge(&old, &new, "system:node:n1", "system:nodes").is_none());
@@ -242,6 +346,12 @@ fn allocation_annotations_are_changed_by_schedulers_and_agents_only() {
 
 #[test]
 fn a_patch_reads_as_rfc_6902() {
-    let op = PatchOp::Add { path: "/spec/schedulerName".to_owned(), value: json!("x") };
-    assert_eq!(serde_json::to_value(op).unwrap(), json!({"op": "add", "path": "/spec/schedulerName", "value": "x"}));
+    let op = PatchOp::Add {
+        path: "/spec/schedulerName".to_owned(),
+        value: json!("x"),
+    };
+    assert_eq!(
+        serde_json::to_value(op).unwrap(),
+        json!({"op": "add", "path": "/spec/schedulerName", "value": "x"})
+    );
 }

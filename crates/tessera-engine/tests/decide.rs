@@ -1,5 +1,7 @@
 //! Which cards and nodes a pod gets.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
 mod common;
 
 use common::*;

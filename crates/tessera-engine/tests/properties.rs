@@ -1,5 +1,7 @@
 //! Rules that hold for every cluster and every sequence of events.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -249,11 +251,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_sequence_of_events_overbooks_or_leaks(pods in pods(), steps in steps()) {
+    fn no_sequence_of_events_overbooks_or_leaks(pods in pods(), steps in steps(), quota in any::<bool>()) {
         let mut cluster = Cluster::new(pods);
+        if quota {
+            let quantity = |text: &str| tessera_wire::Quantity::parse(text).unwrap();
+            let hard = BTreeMap::from([
+                ("limits.nvidia.com/gpumem".to_owned(), quantity("30000")),
+                ("limits.nvidia.com/gpucores".to_owned(), quantity("250")),
+            ]);
+            cluster.world.set_quota("ns", "q", &hard);
+        }
         for step in &steps {
             cluster.step(step);
             assert_within_capacity(&cluster.world.snapshot());
+            for state in cluster.world.snapshot().quotas().state("ns").values() {
+                prop_assert!(state.limit.is_none_or(|limit| state.used <= limit), "quota: {:?}", state);
+            }
             prop_assert_eq!(cluster.world.audit(), vec![]);
         }
         // When all assumptions have ended, a restart sees the same, in whatever order it hears of things.

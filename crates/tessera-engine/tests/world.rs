@@ -1,5 +1,7 @@
 //! Bookings follow the API objects, and nothing else.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is missing")]
+
 mod common;
 
 use common::*;
@@ -412,6 +414,41 @@ mod preemption {
             ["u1"]
         );
         assert_eq!(victims(&[leaving], 3000, 100, &[]).unwrap(), ["u1"]);
+    }
+
+    #[test]
+    fn room_made_for_a_pod_is_kept_for_it_for_a_minute() {
+        let engine = engine();
+        let mut world = one_card();
+        let mut leaving = tenant("u1", 8000, 10, 1);
+        leaving.deleting = true;
+        world.set_pod(&leaving);
+        let mut important = pod("p", &[gpu(1, 6000, 0)]);
+        important.priority = 100;
+        important.nominated_node = Some("n1".to_owned());
+        world.set_pod(&important);
+        let fits = |world: &World, memory: u64, priority: i32| {
+            let mut other = pod("q", &[gpu(1, memory, 0)]);
+            other.priority = priority;
+            decide(&engine, world, &other).winner().is_some()
+        };
+        assert!(!fits(&world, 1000, 50), "what is free now is part of the room");
+        world.remove_pod(&uid("u1"));
+        assert!(fits(&world, 4000, 50));
+        assert!(!fits(&world, 4001, 50));
+        assert!(fits(&world, 10_000, 101), "a more important pod does not wait");
+        assert!(decide(&engine, &world, &important).winner().is_some());
+        world.expire(1000);
+        world.set_pod(&important);
+        assert!(!fits(&world, 4001, 50));
+        world.expire(1060);
+        world.set_pod(&important);
+        assert!(fits(&world, 4001, 50), "the minute is over");
+        place(&engine, &mut world, &important, 1061).unwrap();
+        assert!(
+            fits(&world, 4000, 50) && !fits(&world, 4001, 50),
+            "booked once, not twice"
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub(crate) fn settings(args: &SchedulerArgs) -> admission::Settings {
     };
     settings.trusted_users.push("system:kube-scheduler".to_owned());
     for namespace in [args.namespace.as_str(), "kube-system"] {
-        settings.trusted_groups.push(format!("system:serviceaccounts:{namespace}"));
+        settings
+            .trusted_groups
+            .push(format!("system:serviceaccounts:{namespace}"));
     }
     settings
 }
@@ -32,7 +34,14 @@ impl App {
                 return Answer::allow(Vec::new());
             }
             let view = self.books.view();
-            admission::review(&review.object, &review.namespace, &self.settings.admit, &self.engine, &view.snapshot).into()
+            admission::review(
+                &review.object,
+                &review.namespace,
+                &self.settings.admit,
+                &self.engine,
+                &view.snapshot,
+            )
+            .into()
         })
     }
 
@@ -66,7 +75,11 @@ impl App {
         let body = match body {
             Ok(body) => body,
             Err(error) => {
-                let code = if matches!(error, BodyError::TooLarge(_)) { 413 } else { 400 };
+                let code = if matches!(error, BodyError::TooLarge(_)) {
+                    413
+                } else {
+                    400
+                };
                 return Answer::deny(code, error.to_string()).print(Some(ReviewVersion::V1), "");
             }
         };

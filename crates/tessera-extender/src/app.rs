@@ -136,18 +136,20 @@ impl App {
                 Ok(Ok(())) => {}
                 Ok(Err(closed)) => return Err(closed.to_string()),
                 Err(_) => {
-                    return Err("the scheduler has not yet read pods, nodes and quotas from the API server; \
+                    return Err(
+                        "the scheduler has not yet read pods, nodes and quotas from the API server; \
                                 see /readyz on its metrics port"
-                        .to_owned());
+                            .to_owned(),
+                    );
                 }
             }
         }
         let Some(sighting) = &self.sighting else { return Ok(()) };
         match sighting.look().await {
             Ok(Sight::Ours | Sight::Nobody) => Ok(()),
-            Ok(Sight::Other(holder)) => {
-                Err(format!("this replica does not schedule, the kube-scheduler of `{holder}` leads"))
-            }
+            Ok(Sight::Other(holder)) => Err(format!(
+                "this replica does not schedule, the kube-scheduler of `{holder}` leads"
+            )),
             // The books still hold; binding will fail by itself if the server stays away.
             Err(error) => {
                 tracing::debug!(error = %error, "Cannot see who leads, going on.");
@@ -172,19 +174,26 @@ impl App {
         promise
     }
 
-    /// How long an assumption for the pod lasts: gangs hold theirs while they wait for each other.
-    pub(crate) fn lease(&self, gang: bool) -> Duration {
-        if gang { self.settings.assume_time.max(Duration::from_secs(630)) } else { self.settings.assume_time }
-    }
-
     pub(crate) fn tell(&self, pod: &PodId, warning: bool, reason: &'static str, message: impl Into<String>) {
-        self.recorder.tell(Note { pod: pod.clone(), warning, reason, message: message.into() });
+        self.recorder.tell(Note {
+            pod: pod.clone(),
+            warning,
+            reason,
+            message: message.into(),
+        });
     }
 
     /// Annotation keys of an earlier allocation that a new one does not write.
     pub(crate) fn stale_keys(&self, has: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<String> {
         has.keys()
-            .filter(|key| !new.contains_key(*key) && self.engine.vendors().iter().any(|vendor| vendor.keys().allocation().any(|ours| ours == *key)))
+            .filter(|key| {
+                !new.contains_key(*key)
+                    && self
+                        .engine
+                        .vendors()
+                        .iter()
+                        .any(|vendor| vendor.keys().allocation().any(|ours| ours == *key))
+            })
             .cloned()
             .collect()
     }

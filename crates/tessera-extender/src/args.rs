@@ -41,11 +41,17 @@ pub enum LogFormat {
     Json,
 }
 
-/// `tessera scheduler`.
+/// `tessera scheduler`. A flag given twice has its last value, as in Go: charts append to what they render.
 #[derive(Debug, Clone, Args)]
+#[command(args_override_self = true)]
 pub struct SchedulerArgs {
     /// Address of the extender and, unless --webhook-bind is given, of the webhook.
-    #[arg(long = "http_bind", alias = "http-bind", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    #[arg(
+        long = "http_bind",
+        alias = "http-bind",
+        default_value = "127.0.0.1:8080",
+        value_name = "HOST:PORT"
+    )]
     pub http_bind: String,
 
     /// Address of a listener for the webhook alone, always with TLS.
@@ -108,7 +114,7 @@ pub struct SchedulerArgs {
     #[arg(long = "write-at", value_enum, default_value_t)]
     pub write_at: WriteAt,
 
-    /// How long cards stay promised to a pod between filter and bind.
+    /// How long cards stay promised to a pod between filter and bind. Longer than gangs wait for their last member.
     #[arg(long = "assume-time", default_value = "90s", value_parser = go_duration, value_name = "TIME")]
     pub assume_time: Duration,
 
@@ -294,12 +300,25 @@ impl SchedulerArgs {
     pub fn check(&self) -> Result<(), ArgsError> {
         self.refused.check()?;
         match (self.cert_file.is_empty(), self.key_file.is_empty()) {
-            (false, true) => return Err(ArgsError::Half { given: "cert_file", missing: "key_file" }),
-            (true, false) => return Err(ArgsError::Half { given: "key_file", missing: "cert_file" }),
+            (false, true) => {
+                return Err(ArgsError::Half {
+                    given: "cert_file",
+                    missing: "key_file",
+                });
+            }
+            (true, false) => {
+                return Err(ArgsError::Half {
+                    given: "key_file",
+                    missing: "cert_file",
+                });
+            }
             _ => {}
         }
         if self.client_ca_file.is_some() && self.cert_file.is_empty() {
-            return Err(ArgsError::Needs { flag: "client-ca-file", needs: "--cert_file and --key_file" });
+            return Err(ArgsError::Needs {
+                flag: "client-ca-file",
+                needs: "--cert_file and --key_file",
+            });
         }
         if !self.webhook_configurations.is_empty() && !self.makes_certificate() {
             return Err(ArgsError::Needs {
@@ -308,15 +327,20 @@ impl SchedulerArgs {
             });
         }
         if self.filter_mode == FilterMode::All && self.write_at == WriteAt::Filter {
-            return Err(ArgsError::Needs { flag: "write-at=filter", needs: "--filter-mode=one" });
+            return Err(ArgsError::Needs {
+                flag: "write-at=filter",
+                needs: "--filter-mode=one",
+            });
         }
         match (self.lease_name.is_empty(), self.lease_namespace.is_empty()) {
-            (false, true) => {
-                Err(ArgsError::Half { given: "leader-elect-resource-name", missing: "leader-elect-resource-namespace" })
-            }
-            (true, false) => {
-                Err(ArgsError::Half { given: "leader-elect-resource-namespace", missing: "leader-elect-resource-name" })
-            }
+            (false, true) => Err(ArgsError::Half {
+                given: "leader-elect-resource-name",
+                missing: "leader-elect-resource-namespace",
+            }),
+            (true, false) => Err(ArgsError::Half {
+                given: "leader-elect-resource-namespace",
+                missing: "leader-elect-resource-name",
+            }),
             _ => Ok(()),
         }
     }
@@ -346,7 +370,11 @@ impl RefusedArgs {
         const DEFAULTS: &str = "defaults come from device-config.yaml (defaultMemory, defaultCores, defaultGPUNum)";
         const CLASS: &str = "this version has no such device class";
         let wanted = [
-            ("profiling", self.profiling == Some(true), "there is no profiling endpoint; see /metrics on the metrics port"),
+            (
+                "profiling",
+                self.profiling == Some(true),
+                "there is no profiling endpoint; see /metrics on the metrics port",
+            ),
             ("enable-ascend", self.enable_ascend == Some(true), CLASS),
             ("enable-iluvatar", self.enable_iluvatar == Some(true), CLASS),
             (
@@ -359,9 +387,17 @@ impl RefusedArgs {
             ("default-gpu", self.default_gpu.is_some(), DEFAULTS),
             // Standard error is where logs go: asking for it is fine, asking for something else is not.
             ("logtostderr=false", self.logtostderr == Some(false), LOG),
-            ("log_file", self.log_file.as_ref().is_some_and(|file| !file.is_empty()), LOG),
+            (
+                "log_file",
+                self.log_file.as_ref().is_some_and(|file| !file.is_empty()),
+                LOG,
+            ),
             ("log_dir", self.log_dir.as_ref().is_some_and(|dir| !dir.is_empty()), LOG),
-            ("vmodule", self.vmodule.as_ref().is_some_and(|modules| !modules.is_empty()), LOG),
+            (
+                "vmodule",
+                self.vmodule.as_ref().is_some_and(|modules| !modules.is_empty()),
+                LOG,
+            ),
             ("alsologtostderr=false", self.alsologtostderr == Some(false), LOG),
             ("stderrthreshold", self.stderrthreshold.is_some(), LOG),
         ];
@@ -371,8 +407,16 @@ impl RefusedArgs {
         // A name that is the built-in one changes nothing and is let through: charts render them all.
         let named = [
             ("cambricon-mlu-name", &self.cambricon_mlu_name, "cambricon.com/vmlu"),
-            ("cambricon-mlu-memory", &self.cambricon_mlu_memory, "cambricon.com/mlu.smlu.vmemory"),
-            ("cambricon-mlu-cores", &self.cambricon_mlu_cores, "cambricon.com/mlu.smlu.vcore"),
+            (
+                "cambricon-mlu-memory",
+                &self.cambricon_mlu_memory,
+                "cambricon.com/mlu.smlu.vmemory",
+            ),
+            (
+                "cambricon-mlu-cores",
+                &self.cambricon_mlu_cores,
+                "cambricon.com/mlu.smlu.vcore",
+            ),
             ("dcu-name", &self.dcu_name, "hygon.com/dcunum"),
             ("dcu-memory", &self.dcu_memory, "hygon.com/dcumem"),
             ("dcu-cores", &self.dcu_cores, "hygon.com/dcucores"),
@@ -387,14 +431,37 @@ impl RefusedArgs {
             ("kunlun-vcount", &self.kunlun_vcount, "kunlunxin.com/vxpu"),
             ("kunlun-vmemory", &self.kunlun_vmemory, "kunlunxin.com/vxpu-memory"),
             ("enflame-gcu-resource-name", &self.enflame_gcu, "enflame.com/gcu"),
-            ("enflame-drs-gcu-resource-name", &self.enflame_drs_gcu, "enflame.com/drs-gcu"),
-            ("enflame-gcu-memory-resource-name", &self.enflame_gcu_memory, "enflame.com/gcu-memory"),
-            ("enflame-gcu-core-resource-name", &self.enflame_gcu_core, "enflame.com/gcu-core"),
+            (
+                "enflame-drs-gcu-resource-name",
+                &self.enflame_drs_gcu,
+                "enflame.com/drs-gcu",
+            ),
+            (
+                "enflame-gcu-memory-resource-name",
+                &self.enflame_gcu_memory,
+                "enflame.com/gcu-memory",
+            ),
+            (
+                "enflame-gcu-core-resource-name",
+                &self.enflame_gcu_core,
+                "enflame.com/gcu-core",
+            ),
             ("enflame-vgcu-resource-name", &self.enflame_vgcu, "enflame.com/vgcu"),
-            ("enflame-vgcu-legacy-resource-name", &self.enflame_vgcu_legacy, "enflame.com/vgcu"),
-            ("enflame-vgcu-percentage-resource-name", &self.enflame_vgcu_percentage, "enflame.com/vgcu-percentage"),
+            (
+                "enflame-vgcu-legacy-resource-name",
+                &self.enflame_vgcu_legacy,
+                "enflame.com/vgcu",
+            ),
+            (
+                "enflame-vgcu-percentage-resource-name",
+                &self.enflame_vgcu_percentage,
+                "enflame.com/vgcu-percentage",
+            ),
         ];
-        match named.into_iter().find(|(_, given, built_in)| given.as_ref().is_some_and(|name| name != built_in)) {
+        match named
+            .into_iter()
+            .find(|(_, given, built_in)| given.as_ref().is_some_and(|name| name != built_in))
+        {
             Some((flag, _, _)) => Err(ArgsError::NoEffect { flag, reason: VENDOR }),
             None => Ok(()),
         }
@@ -409,7 +476,11 @@ impl Labels {
     /// In the API's notation.
     #[must_use]
     pub fn selector(&self) -> String {
-        self.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+        self.0
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 }
 
@@ -422,7 +493,11 @@ fn label_selector(text: &str) -> Result<Labels, String> {
             .ok_or_else(|| format!("`{part}` is not of the form key=value"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    if labels.is_empty() { Err("it names no label; leave the flag out for all nodes".to_owned()) } else { Ok(Labels(labels)) }
+    if labels.is_empty() {
+        Err("it names no label; leave the flag out for all nodes".to_owned())
+    } else {
+        Ok(Labels(labels))
+    }
 }
 
 fn node_policy(text: &str) -> Result<NodePolicy, String> {
@@ -434,7 +509,9 @@ fn card_policy(text: &str) -> Result<CardPolicy, String> {
     if unknown.is_empty() && !policy.keys().is_empty() {
         Ok(policy)
     } else {
-        Err(format!("`{text}` is no card policy; use binpack, spread, topology-aware, mutex, numa or a list of them"))
+        Err(format!(
+            "`{text}` is no card policy; use binpack, spread, topology-aware, mutex, numa or a list of them"
+        ))
     }
 }
 
@@ -449,15 +526,26 @@ pub(crate) fn go_duration(text: &str) -> Result<Duration, String> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(fail)?;
         let number: f64 = rest.get(..digits).and_then(|n| n.parse().ok()).ok_or_else(fail)?;
         let tail = rest.get(digits..).unwrap_or_default();
-        let (factor, length) = [("ms", 0.001), ("us", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)]
-            .into_iter()
-            .find(|(unit, _)| tail.starts_with(unit))
-            .map(|(unit, factor)| (factor, unit.len()))
-            .ok_or_else(fail)?;
+        let (factor, length) = [
+            ("ms", 0.001),
+            ("us", 1e-6),
+            ("ns", 1e-9),
+            ("h", 3600.0),
+            ("m", 60.0),
+            ("s", 1.0),
+        ]
+        .into_iter()
+        .find(|(unit, _)| tail.starts_with(unit))
+        .map(|(unit, factor)| (factor, unit.len()))
+        .ok_or_else(fail)?;
         total += number * factor;
         rest = tail.get(length..).unwrap_or_default();
     }
-    if text.is_empty() { Err(fail()) } else { Duration::try_from_secs_f64(total).map_err(|_| fail()) }
+    if text.is_empty() {
+        Err(fail())
+    } else {
+        Duration::try_from_secs_f64(total).map_err(|_| fail())
+    }
 }
 
 #[cfg(test)]
@@ -501,6 +589,7 @@ mod tests {
             "--profiling=false",
             "--dcu-name=hygon.com/dcunum",
             "--debug",
+            "-v=2",
             "-v=4",
             "--logtostderr=true",
         ])
@@ -516,7 +605,10 @@ mod tests {
         let args = parse(&[]).unwrap();
         assert_eq!(args.http_bind, "127.0.0.1:8080");
         assert_eq!(args.metrics_bind, ":9395");
-        assert_eq!((args.node_policy, args.card_policy), (NodePolicy::Binpack, CardPolicy::default()));
+        assert_eq!(
+            (args.node_policy, args.card_policy),
+            (NodePolicy::Binpack, CardPolicy::default())
+        );
         assert!(args.force_overwrite && !args.leader_elect);
         assert_eq!(args.node_lock_retry, Duration::from_secs(28));
         assert_eq!((args.filter_mode, args.write_at), (FilterMode::One, WriteAt::Bind));
@@ -555,7 +647,14 @@ mod tests {
 
     #[test]
     fn go_durations() {
-        for (text, seconds) in [("5m0s", 300.0), ("28s", 28.0), ("1h30m", 5400.0), ("0", 0.0), ("1.5s", 1.5), ("200ms", 0.2)] {
+        for (text, seconds) in [
+            ("5m0s", 300.0),
+            ("28s", 28.0),
+            ("1h30m", 5400.0),
+            ("0", 0.0),
+            ("1.5s", 1.5),
+            ("200ms", 0.2),
+        ] {
             assert_eq!(go_duration(text).unwrap(), Duration::from_secs_f64(seconds), "{text}");
         }
         for text in ["", "5", "m", "5x", "-3s"] {

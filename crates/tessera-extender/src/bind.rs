@@ -31,14 +31,22 @@ impl App {
     pub async fn bind(&self, body: &[u8]) -> BindResult {
         let args = match BindArgs::read(body) {
             Ok(args) => args,
-            Err(error) => return BindResult { error: error.to_string() },
+            Err(error) => {
+                return BindResult {
+                    error: error.to_string(),
+                };
+            }
         };
         match self.bind_args(&args).await {
             Ok(()) => BindResult::default(),
             Err(error) => {
                 tracing::warn!(pod = %format_args!("{}/{}", args.pod_namespace, args.pod_name), node = %args.node, error = %error, "Could not bind the pod.");
                 if let Ok(uid) = PodUid::new(&args.pod_uid) {
-                    let pod = PodId { namespace: args.pod_namespace, name: args.pod_name, uid };
+                    let pod = PodId {
+                        namespace: args.pod_namespace,
+                        name: args.pod_name,
+                        uid,
+                    };
                     self.tell(&pod, true, events::BINDING_FAILED, &error);
                 }
                 BindResult { error }
@@ -51,9 +59,16 @@ impl App {
         let uid = PodUid::new(&args.pod_uid).map_err(|error| error.to_string())?;
         self.gate().await?;
         if let Some(lost) = self.reach.borrow().lost_for().filter(|lost| *lost >= LOST) {
-            return Err(format!("the API server has not answered for {} s, so nothing can be bound", lost.as_secs()));
+            return Err(format!(
+                "the API server has not answered for {} s, so nothing can be bound; kube-scheduler tries again by itself",
+                lost.as_secs()
+            ));
         }
-        let promise = self.promises().get(&uid).filter(|promise| promise.node == node && promise.until > Instant::now()).cloned();
+        let promise = self
+            .promises()
+            .get(&uid)
+            .filter(|promise| promise.node == node && promise.until > Instant::now())
+            .cloned();
         let promise = match promise {
             Some(promise) => promise,
             None => {
@@ -75,7 +90,11 @@ impl App {
                 if let Ok(uid) = PodUid::new(&args.pod_uid) {
                     self.drop_promise(&uid).await;
                 }
-                let what = if found.is_some() { "was replaced by another of its name" } else { "does not exist" };
+                let what = if found.is_some() {
+                    "was replaced by another of its name"
+                } else {
+                    "does not exist"
+                };
                 Err(format!("pod {}/{} {what}", args.pod_namespace, args.pod_name))
             }
             Err(error) => Err(error.to_string()),
@@ -92,11 +111,13 @@ impl App {
         }
         let demand = self.engine.demand(pod).map_err(|error| error.to_string())?;
         if demand.is_empty() {
-            bind_pod(&self.cluster.client, &pod.id, node.as_str()).await.map_err(|error| error.to_string())?;
+            bind_pod(&self.cluster.client, &pod.id, node.as_str())
+                .await
+                .map_err(|error| error.to_string())?;
             return Ok(None);
         }
         let gang = pod.pod_group.is_some();
-        let lease = self.lease(gang);
+        let lease = self.settings.assume_time;
         loop {
             let view = self.books.view();
             let placed = self
@@ -112,7 +133,12 @@ impl App {
                 priority: pod.priority,
                 decided_at: at,
             };
-            match self.books.assume(wanted, lease).await.map_err(|closed| closed.to_string())? {
+            match self
+                .books
+                .assume(wanted, lease)
+                .await
+                .map_err(|closed| closed.to_string())?
+            {
                 // Lost to a request that came between; if nothing fits any more, the next round says so.
                 Err(_) => {}
                 Ok(()) => {
@@ -136,7 +162,10 @@ impl App {
     async fn carry_out(&self, promise: &Promise) -> Result<(), ApiError> {
         let pod = &promise.demand.pod;
         let locks = self.locks(promise);
-        let owner = LockOwner { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let owner = LockOwner {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+        };
         let mut taken: Vec<&str> = Vec::new();
         let outcome = async {
             for key in &locks {
@@ -146,10 +175,18 @@ impl App {
             let mut values = patch::phase(keys::PHASE_ALLOCATING, Some(now()));
             values.insert(keys::TESSERA_SCHEDULER.to_owned(), crate::VERSION.to_owned());
             if !promise.written {
-                values.extend(self.engine.annotations(&promise.node, &promise.allocation, &promise.demand, promise.at));
+                values.extend(
+                    self.engine
+                        .annotations(&promise.node, &promise.allocation, &promise.demand, promise.at),
+                );
             }
             let stale: &[String] = if promise.written { &[] } else { &promise.stale };
-            patch_pod(&self.cluster.client, pod, with_removed(patch::allocation(&values), stale)).await?;
+            patch_pod(
+                &self.cluster.client,
+                pod,
+                with_removed(patch::allocation(&values), stale),
+            )
+            .await?;
             bind_pod(&self.cluster.client, pod, promise.node.as_str()).await
         }
         .await;
@@ -157,7 +194,11 @@ impl App {
             // The answer was lost, or the pod was bound before: ask.
             Err(error) if matches!(error.kind(), ApiErrorKind::NoAnswer | ApiErrorKind::Conflict) => {
                 match read_pod(&self.cluster.client, &pod.namespace, &pod.name).await {
-                    Ok(Some(found)) if found.id.uid == pod.uid && found.node_name.as_deref() == Some(promise.node.as_str()) => Ok(()),
+                    Ok(Some(found))
+                        if found.id.uid == pod.uid && found.node_name.as_deref() == Some(promise.node.as_str()) =>
+                    {
+                        Ok(())
+                    }
                     Ok(_) => Err(ApiError::refused(format!("binding pod {pod}"), error.to_string())),
                     Err(_) => Err(error),
                 }
@@ -221,7 +262,11 @@ impl App {
     }
 
     async fn lock(&self, promise: &Promise, key: &str, owner: &LockOwner) -> Result<(), ApiError> {
-        let patience = if promise.gang { self.settings.lock_retry } else { Duration::ZERO };
+        let patience = if promise.gang {
+            self.settings.lock_retry
+        } else {
+            Duration::ZERO
+        };
         let end = Instant::now() + patience;
         loop {
             match self.cluster.locks.acquire(promise.node.as_str(), key, owner).await {

@@ -26,7 +26,9 @@ impl App {
             Ok(args) => args,
             Err(error) => return FilterResult::error(error.to_string()),
         };
-        let Some(pod) = args.pod else { return FilterResult::error("extender args missing pod") };
+        let Some(pod) = args.pod else {
+            return FilterResult::error("extender args missing pod");
+        };
         if let Err(why) = self.gate().await {
             return FilterResult::error(why);
         }
@@ -40,7 +42,11 @@ impl App {
         };
         if demand.is_empty() {
             let nodes = args.nodes.map(FilterResult::node_list);
-            return FilterResult { nodes, node_names: args.node_names, ..FilterResult::default() };
+            return FilterResult {
+                nodes,
+                node_names: args.node_names,
+                ..FilterResult::default()
+            };
         }
         match (args.nodes, args.node_names) {
             (Some(nodes), _) => self.simulate(&demand, &nodes),
@@ -64,7 +70,10 @@ impl App {
                     views.push(view);
                 }
                 Err(error) => {
-                    let name = node.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+                    let name = node
+                        .pointer("/metadata/name")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default();
                     failed.insert(name.to_owned(), error.to_string());
                 }
             }
@@ -88,7 +97,9 @@ impl App {
         for _ in 0..TRIES {
             let view = self.books.view();
             let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(names));
-            let Some(fit) = decision.winner() else { return self.refuse(pod, demand, &decision, &view) };
+            let Some(fit) = decision.winner() else {
+                return self.refuse(pod, demand, &decision, &view);
+            };
             let at = now();
             let wanted = Wanted {
                 pod: pod.id.clone(),
@@ -99,7 +110,7 @@ impl App {
                 decided_at: at,
             };
             let gang = pod.pod_group.is_some();
-            let lease = self.lease(gang);
+            let lease = self.settings.assume_time;
             match self.books.assume(wanted, lease).await {
                 Err(closed) => return FilterResult::error(closed.to_string()),
                 // Another request took the share between the decision and now.
@@ -129,12 +140,17 @@ impl App {
                     let node = promise.node.to_string();
                     self.promise(promise);
                     self.waiting.forget(&pod.id.uid);
-                    return FilterResult { node_names: Some(vec![node]), ..FilterResult::default() };
+                    return FilterResult {
+                        node_names: Some(vec![node]),
+                        ..FilterResult::default()
+                    };
                 }
             }
         }
         let why = lost.map_or_else(String::new, |error| format!(": {error}"));
-        FilterResult::error(format!("other pods took the cards while this one was being placed{why}"))
+        FilterResult::error(format!(
+            "other pods took the cards while this one was being placed{why}"
+        ))
     }
 
     fn filter_all(&self, pod: &PodView, demand: &Demand, names: &[String]) -> FilterResult {
@@ -157,7 +173,13 @@ impl App {
         tracing::debug!(pod = %pod.id, uid = %pod.id.uid, reason = %message, "No node can place the pod.");
         self.tell(&pod.id, true, events::FILTERING_FAILED, message);
         self.waiting.add(demand, pod.priority, view.freed);
-        FilterResult { failed_nodes: Some(failures(decision)), ..FilterResult::default() }
+        if self.books.view().freed != view.freed {
+            self.waiting.look_again();
+        }
+        FilterResult {
+            failed_nodes: Some(failures(decision)),
+            ..FilterResult::default()
+        }
     }
 
     /// Answers `POST /prioritize`: 0 for the worst node, 10 for the best, the rest between by their scores.
@@ -196,19 +218,29 @@ fn scores(decision: &Decision, policy: NodePolicy, names: &[String]) -> Vec<Host
                 }
             });
             #[expect(clippy::cast_possible_truncation, reason = "between 0 and 10")]
-            HostPriority { host: name.clone(), score: (score * 10.0).round() as i64 }
+            HostPriority {
+                host: name.clone(),
+                score: (score * 10.0).round() as i64,
+            }
         })
         .collect()
 }
 
 /// The compatible text for every node that cannot take the pod.
 fn failures(decision: &Decision) -> BTreeMap<String, String> {
-    decision.refused.iter().map(|(node, refusal)| (node.to_string(), text::hami_node(refusal))).collect()
+    decision
+        .refused
+        .iter()
+        .map(|(node, refusal)| (node.to_string(), text::hami_node(refusal)))
+        .collect()
 }
 
 /// The patch with these annotations removed as well.
 pub(crate) fn with_removed(mut patch: Value, stale: &[String]) -> Value {
-    if let Some(annotations) = patch.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+    if let Some(annotations) = patch
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
         for key in stale {
             annotations.entry(key.clone()).or_insert(Value::Null);
         }

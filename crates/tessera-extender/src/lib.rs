@@ -14,6 +14,8 @@ mod metrics;
 mod preempt;
 mod routes;
 mod run;
+#[cfg(test)]
+mod tests;
 mod wake;
 
 pub use app::{App, Cluster, Parts, Settings};

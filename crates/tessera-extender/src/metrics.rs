@@ -85,7 +85,11 @@ impl Metrics {
     /// Counts each node of a refused pod under the reason that weighs most there.
     pub(crate) fn refused(&self, decision: &Decision) {
         for (_, refusal) in &decision.refused {
-            self.refused_nodes.get_or_create(&ReasonLabel { reason: text::label(refusal) }).inc();
+            self.refused_nodes
+                .get_or_create(&ReasonLabel {
+                    reason: text::label(refusal),
+                })
+                .inc();
         }
     }
 }
@@ -101,18 +105,40 @@ impl Page {
     pub(crate) fn new(app: &Arc<App>, freshness: Vec<(&'static str, Freshness)>, legacy: bool) -> Self {
         let mut registry = Registry::default();
         let metrics = &app.metrics;
-        registry.register("tessera_request_seconds", "Time to answer a request", metrics.seconds.clone());
-        registry.register("tessera_request_errors", "Requests answered with an error", metrics.errors.clone());
+        registry.register(
+            "tessera_request_seconds",
+            "Time to answer a request",
+            metrics.seconds.clone(),
+        );
+        registry.register(
+            "tessera_request_errors",
+            "Requests answered with an error",
+            metrics.errors.clone(),
+        );
         registry.register(
             "tessera_refused_nodes",
             "Nodes that could not take a pod, by the reason that weighed most",
             metrics.refused_nodes.clone(),
         );
-        registry.register("tessera_admission_denied", "Pods denied at admission", metrics.denied.clone());
-        registry.register("tessera_pods_woken", "Waiting pods moved back into the queue", metrics.woken.clone());
-        registry.register_collector(Box::new(Own { app: Arc::clone(app), freshness }));
+        registry.register(
+            "tessera_admission_denied",
+            "Pods denied at admission",
+            metrics.denied.clone(),
+        );
+        registry.register(
+            "tessera_pods_woken",
+            "Waiting pods moved back into the queue",
+            metrics.woken.clone(),
+        );
+        registry.register_collector(Box::new(Own {
+            app: Arc::clone(app),
+            freshness,
+        }));
         let zone = registry.sub_registry_with_label((Cow::Borrowed("zone"), Cow::Borrowed("vGPU")));
-        zone.register_collector(Box::new(Compatible { app: Arc::clone(app), legacy }));
+        zone.register_collector(Box::new(Compatible {
+            app: Arc::clone(app),
+            legacy,
+        }));
         registry.register_collector(Box::new(Build));
         Self { registry }
     }
@@ -138,6 +164,10 @@ fn gauge<'a>(
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in series {
+        if labels.is_empty() {
+            metric.encode_gauge(&value)?;
+            continue;
+        }
         let labels: &[(&str, Cow<'_, str>)] = &labels;
         metric.encode_family(&labels)?.encode_gauge(&value)?;
     }
@@ -169,8 +199,18 @@ impl Collector for Own {
             .into_iter()
             .map(|(name, kind)| (vec![("state", Cow::Borrowed(name))], count(state(kind)))),
         )?;
-        gauge(&mut encoder, "tessera_nodes", "Nodes known", one(count(view.snapshot.node_count())))?;
-        gauge(&mut encoder, "tessera_waiting_pods", "Refused pods that wait", one(count(self.app.waiting.count())))?;
+        gauge(
+            &mut encoder,
+            "tessera_nodes",
+            "Nodes known",
+            one(count(view.snapshot.node_count())),
+        )?;
+        gauge(
+            &mut encoder,
+            "tessera_waiting_pods",
+            "Refused pods that wait",
+            one(count(self.app.waiting.count())),
+        )?;
         gauge(
             &mut encoder,
             "tessera_unreadable_objects",
@@ -200,14 +240,18 @@ impl Collector for Own {
             "tessera_watch_age_seconds",
             "Time since the API server last said anything about a kind of object",
             self.freshness.iter().filter_map(|(kind, freshness)| {
-                freshness.age().map(|age| (vec![("kind", Cow::Borrowed(*kind))], age.as_secs_f64()))
+                freshness
+                    .age()
+                    .map(|age| (vec![("kind", Cow::Borrowed(*kind))], age.as_secs_f64()))
             }),
         )?;
         gauge(
             &mut encoder,
             "tessera_lists",
             "How often a kind of object was listed whole, since the start",
-            self.freshness.iter().map(|(kind, freshness)| (vec![("kind", Cow::Borrowed(*kind))], whole(freshness.lists()))),
+            self.freshness
+                .iter()
+                .map(|(kind, freshness)| (vec![("kind", Cow::Borrowed(*kind))], whole(freshness.lists()))),
         )?;
         gauge(
             &mut encoder,
@@ -226,12 +270,23 @@ impl Collector for Build {
         let labels = vec![
             ("version", Cow::Borrowed(crate::VERSION)),
             ("revision", Cow::Borrowed(option_env!("TESSERA_REVISION").unwrap_or(""))),
-            ("build_date", Cow::Borrowed(option_env!("TESSERA_BUILD_DATE").unwrap_or(""))),
+            (
+                "build_date",
+                Cow::Borrowed(option_env!("TESSERA_BUILD_DATE").unwrap_or("")),
+            ),
             ("go_version", Cow::Borrowed("")),
             ("compiler", Cow::Borrowed("rustc")),
-            ("platform", Cow::Owned(format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH))),
+            (
+                "platform",
+                Cow::Owned(format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH)),
+            ),
         ];
-        gauge(&mut encoder, "hami_build_info", "The build", std::iter::once((labels, 1.0)))
+        gauge(
+            &mut encoder,
+            "hami_build_info",
+            "The build",
+            std::iter::once((labels, 1.0)),
+        )
     }
 }
 
@@ -260,11 +315,20 @@ struct OneCard<'a> {
 
 impl<'a> OneCard<'a> {
     fn all(snapshot: &'a Snapshot) -> impl Iterator<Item = Self> {
-        snapshot.nodes().flat_map(|node| node.cards().iter().enumerate().map(move |(at, card)| OneCard { node, at, card }))
+        snapshot.nodes().flat_map(|node| {
+            node.cards()
+                .iter()
+                .enumerate()
+                .map(move |(at, card)| OneCard { node, at, card })
+        })
     }
 
     fn used(&self) -> tessera_types::CardUsage {
-        self.node.usage().get(self.at).map(|used| used.usage).unwrap_or_default()
+        self.node
+            .usage()
+            .get(self.at)
+            .map(|used| used.usage)
+            .unwrap_or_default()
     }
 
     fn labels(&self, names: [&'static str; 4]) -> Labels<'a> {
@@ -289,7 +353,11 @@ impl Collector for Compatible {
         instances(&mut encoder, snapshot)?;
         pods(&mut encoder, snapshot)?;
         quotas(&mut encoder, snapshot)?;
-        if self.legacy { legacy(&mut encoder, snapshot) } else { Ok(()) }
+        if self.legacy {
+            legacy(&mut encoder, snapshot)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -336,7 +404,10 @@ fn cards(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resul
         OneCard::all(snapshot).map(|card| {
             let mut labels = card.labels(CARD);
             labels.insert(3, with_cores(&card));
-            labels.insert(4, ("device_memory_limit", Cow::Owned(card.card.memory.get().to_string())));
+            labels.insert(
+                4,
+                ("device_memory_limit", Cow::Owned(card.card.memory.get().to_string())),
+            );
             (labels, bytes(card.used().memory))
         }),
     )?;
@@ -346,7 +417,12 @@ fn cards(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resul
         "Part of a card's memory that pods hold",
         OneCard::all(snapshot)
             .filter(|card| card.card.memory > Mib::ZERO)
-            .map(|card| (card.labels(CARD), whole(card.used().memory.get()) / whole(card.card.memory.get()))),
+            .map(|card| {
+                (
+                    card.labels(CARD),
+                    whole(card.used().memory.get()) / whole(card.card.memory.get()),
+                )
+            }),
     )
 }
 
@@ -372,7 +448,12 @@ fn instances(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::R
             Some((labels, 1.0))
         })
     });
-    gauge(encoder, "hami_node_gpu_mig_instance_info", "A hardware instance that a pod holds", series)
+    gauge(
+        encoder,
+        "hami_node_gpu_mig_instance_info",
+        "A hardware instance that a pod holds",
+        series,
+    )
 }
 
 /// What each pod holds of each card. The container index is 0: what counts is the pod's effective usage, which
@@ -441,7 +522,10 @@ fn quotas(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resu
         "hami_resource_quota_limit",
         "What a namespace may use of a resource",
         snapshot.quotas().iter().filter_map(|(namespace, name, state)| {
-            let labels: Labels<'_> = vec![("namespace", Cow::Borrowed(namespace)), ("quota_name", Cow::Borrowed(name))];
+            let labels: Labels<'_> = vec![
+                ("namespace", Cow::Borrowed(namespace)),
+                ("quota_name", Cow::Borrowed(name)),
+            ];
             Some((labels, whole(state.limit?)))
         }),
     )
@@ -512,12 +596,19 @@ fn legacy(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resu
         snapshot.bookings().flat_map(|booking| {
             booking.allocation.mig.iter().filter_map(move |instance| {
                 let runtime = instance.runtime.as_ref()?;
-                let card = snapshot.node(booking.node.as_str())?.cards().iter().find(|card| card.id == instance.card)?;
+                let card = snapshot
+                    .node(booking.node.as_str())?
+                    .cards()
+                    .iter()
+                    .find(|card| card.id == instance.card)?;
                 let labels: Labels<'_> = vec![
                     ("nodeid", Cow::Borrowed(booking.node.as_str())),
                     ("deviceuuid", Cow::Borrowed(instance.card.as_str())),
                     ("deviceidx", Cow::Owned(card.index.to_string())),
-                    ("migname", Cow::Owned(format!("{}-{}", instance.profile, runtime.gpu_instance))),
+                    (
+                        "migname",
+                        Cow::Owned(format!("{}-{}", instance.profile, runtime.gpu_instance)),
+                    ),
                 ];
                 Some((labels, 1.0))
             })

@@ -19,20 +19,35 @@ impl App {
         self.gate().await?;
         let demand = self.engine.demand(&pod).map_err(|error| error.to_string())?;
         let snapshot = &self.books.view().snapshot;
-        let preemptor = Preemptor { priority: pod.priority, never: pod.preemption_policy_never };
+        let preemptor = Preemptor {
+            priority: pod.priority,
+            never: pod.preemption_policy_never,
+        };
         let mut answer: BTreeMap<String, MetaVictims> = BTreeMap::new();
         for (node, victims) in args.victims {
-            let uids: Vec<PodUid> = victims.pods.iter().filter_map(|victim| PodUid::new(&victim.uid).ok()).collect();
+            let uids: Vec<PodUid> = victims
+                .pods
+                .iter()
+                .filter_map(|victim| PodUid::new(&victim.uid).ok())
+                .collect();
             let chosen = if demand.is_empty() {
                 Some(uids)
             } else {
                 let Ok(name) = NodeName::new(&node) else { continue };
                 self.engine.preempt(snapshot, &demand, &name, &uids, preemptor)
             };
-            let Some(chosen) = chosen.filter(|chosen| !chosen.is_empty()) else { continue };
+            let Some(chosen) = chosen.filter(|chosen| !chosen.is_empty()) else {
+                continue;
+            };
             let pods = chosen.into_iter().map(|uid| MetaPod { uid: uid.to_string() }).collect();
             // Budgets are counted by kube-scheduler for the victims it named; ours are added to none of them.
-            answer.insert(node, MetaVictims { pods, pdb_violations: victims.pdb_violations });
+            answer.insert(
+                node,
+                MetaVictims {
+                    pods,
+                    pdb_violations: victims.pdb_violations,
+                },
+            );
         }
         tracing::debug!(pod = %pod.id, nodes = answer.len(), "Answered a preemption.");
         Ok(PreemptResult { victims: answer })

@@ -57,11 +57,17 @@ pub fn router(app: &Arc<App>, routes: Routes) -> Router {
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz))
         .route("/readyz", get(readyz));
-    let webhook = || Router::new().route("/webhook", post(webhook)).route("/validate", post(validate));
+    let webhook = || {
+        Router::new()
+            .route("/webhook", post(webhook))
+            .route("/validate", post(validate))
+    };
     let router = match routes {
         Routes::All(guard) => {
-            let mut extender =
-                Router::new().route("/filter", post(filter)).route("/bind", post(bind)).route("/preempt", post(preempt));
+            let mut extender = Router::new()
+                .route("/filter", post(filter))
+                .route("/bind", post(bind))
+                .route("/preempt", post(preempt));
             if app.settings.filter_mode == FilterMode::All {
                 extender = extender.route("/prioritize", post(prioritize));
             }
@@ -95,14 +101,26 @@ async fn fallback(method: Method, uri: Uri) -> Response {
     let path = uri.path();
     let trimmed = path.trim_end_matches('/');
     let known = [
-        "/filter", "/bind", "/preempt", "/prioritize", "/webhook", "/validate", "/healthz", "/livez", "/readyz", "/metrics",
+        "/filter",
+        "/bind",
+        "/preempt",
+        "/prioritize",
+        "/webhook",
+        "/validate",
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/metrics",
     ];
     if path.len() > trimmed.len()
         && known.contains(&trimmed)
         && let Ok(location) = HeaderValue::from_str(trimmed)
     {
-        let status =
-            if method == Method::GET { StatusCode::MOVED_PERMANENTLY } else { StatusCode::TEMPORARY_REDIRECT };
+        let status = if method == Method::GET {
+            StatusCode::MOVED_PERMANENTLY
+        } else {
+            StatusCode::TEMPORARY_REDIRECT
+        };
         return (status, [(header::LOCATION, location)]).into_response();
     }
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
@@ -125,7 +143,11 @@ async fn near(State(guard): State<Guard>, request: Request, next: Next) -> Respo
 
 fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(body) => ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
+        Ok(body) => (
+            [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+            body,
+        )
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -139,7 +161,11 @@ struct Timer<'a> {
 
 impl<'a> Timer<'a> {
     fn start(app: &'a App, verb: Verb) -> Self {
-        Self { app, verb: VerbLabel { verb }, start: Instant::now() }
+        Self {
+            app,
+            verb: VerbLabel { verb },
+            start: Instant::now(),
+        }
     }
 
     fn end(self, failed: bool) {
@@ -173,10 +199,14 @@ async fn bind(State(app): State<Arc<App>>, body: Body) -> Response {
             let app = Arc::clone(&app);
             match tokio::spawn(async move { app.bind(&body).await }).await {
                 Ok(result) => result,
-                Err(error) => BindResult { error: error.to_string() },
+                Err(error) => BindResult {
+                    error: error.to_string(),
+                },
             }
         }
-        Err(error) => BindResult { error: error.to_string() },
+        Err(error) => BindResult {
+            error: error.to_string(),
+        },
     };
     timer.end(!result.error.is_empty());
     json(&result)
@@ -223,7 +253,9 @@ async fn admission(
     judge: fn(&App, bool, Result<&[u8], BodyError>) -> serde_json::Value,
 ) -> Response {
     let timer = Timer::start(app, Verb::Admit);
-    let is_json = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    let is_json = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == "application/json");
     let body = read_body(body, WEBHOOK_BODY, BODY_TIME).await;
     let answer = judge(app, is_json, body.as_deref().map_err(|error| *error));
     timer.end(false);

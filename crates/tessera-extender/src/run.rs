@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tessera_engine::{Defaults, Engine};
 use tessera_http::{Certificate, Health, Limits, Listener, serve};
 use tessera_kube::books::{self, Input, SteadyClock};
@@ -12,7 +12,7 @@ use tessera_kube::lease::{LeaseSettings, Role, Sighting, campaign};
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::watch::{Freshness, follow};
 use tessera_kube::{Client, ClientSettings, connect, events, reach};
-use tessera_wire::config::{DeviceConfig, Nvidia};
+use tessera_wire::config::DeviceConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,9 @@ const SYNC_WAIT: Duration = Duration::from_secs(20);
 pub fn init_logs(args: &SchedulerArgs) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(args.log_filter()));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let outcome = match args.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -140,6 +142,13 @@ impl Listeners {
 pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let config = load_config(&args.device_config)?;
+    let vendors = tessera_vendors::from_config(&config);
+    if vendors.is_empty() {
+        bail!(
+            "the device configuration `{}` switches no device class on; add a section such as `nvidia: {{}}`",
+            args.device_config
+        );
+    }
     let listeners = Listeners::bind(&args).await?;
     let client = connect(&client_settings(&args)).await?;
 
@@ -150,14 +159,20 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
         conditions.push(certificate::CONDITION);
     }
     let health = Health::expecting(&conditions);
-    let mut tasks = Tasks { set: JoinSet::new(), health: health.clone() };
+    let mut tasks = Tasks {
+        set: JoinSet::new(),
+        health: health.clone(),
+    };
 
-    let vendors = tessera_vendors::from_config(&config);
     let (books, inputs, keeper) = books::open(Arc::clone(&vendors), SteadyClock::default(), background.clone());
     tasks.spawn("books", keeper);
     let freshness = spawn_watches(&mut tasks, &client, &args, &inputs, &background);
     drop(inputs);
-    let source = if args.scheduler_name.is_empty() { "tessera-scheduler" } else { &args.scheduler_name };
+    let source = if args.scheduler_name.is_empty() {
+        "tessera-scheduler"
+    } else {
+        &args.scheduler_name
+    };
     let (recorder, recording) = events::record(client.clone(), source.to_owned(), background.clone());
     tasks.spawn("events", recording);
     let (reach, probing) = reach::probe(client.clone(), background.clone());
@@ -170,10 +185,16 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
         Parts {
             engine: Engine::new(
                 vendors,
-                Defaults { node_policy: args.node_policy, card_policy: args.card_policy.clone() },
+                Defaults {
+                    node_policy: args.node_policy,
+                    card_policy: args.card_policy.clone(),
+                },
             ),
             books: books.clone(),
-            cluster: Cluster { client: client.clone(), locks: NodeLocks::new(client.clone(), args.node_lock_timeout) },
+            cluster: Cluster {
+                client: client.clone(),
+                locks: NodeLocks::new(client.clone(), args.node_lock_timeout),
+            },
             recorder,
             health: health.clone(),
             reach: reach.clone(),
@@ -189,7 +210,10 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
         },
     );
     tasks.spawn("wake", Arc::clone(&app).wake_waiting(background.clone()));
-    tasks.spawn("readiness", keep_readiness(health.clone(), books, reach, background.clone()));
+    tasks.spawn(
+        "readiness",
+        keep_readiness(health.clone(), books, reach, background.clone()),
+    );
 
     let given = given_certificate(&args, &mut tasks, &background)?;
     let client_ca = match &args.client_ca_file {
@@ -213,14 +237,33 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
 
     let mut servers = JoinSet::new();
     let limits = Limits::default();
-    let guard = if args.extender_allow_remote { Guard::Everybody } else { Guard::Near };
-    let main_tls = given.as_ref().map(|given| given.server_config(client_ca.as_deref())).transpose()?;
+    let guard = if args.extender_allow_remote {
+        Guard::Everybody
+    } else {
+        Guard::Near
+    };
+    let main_tls = given
+        .as_ref()
+        .map(|given| given.server_config(client_ca.as_deref()))
+        .transpose()?;
     tracing::info!(address = %listeners.main.address(), tls = main_tls.is_some(), version = crate::VERSION, "Serve the extender.");
-    servers.spawn(serve(listeners.main, main_tls, router(&app, Routes::All(guard)), limits, stop.clone()));
+    servers.spawn(serve(
+        listeners.main,
+        main_tls,
+        router(&app, Routes::All(guard)),
+        limits,
+        stop.clone(),
+    ));
     if let Some(listener) = listeners.webhook {
         let tls = given.as_ref().unwrap_or(&own).server_config(None)?;
         tracing::info!(address = %listener.address(), "Serve the webhook.");
-        servers.spawn(serve(listener, Some(tls), router(&app, Routes::Webhook), limits, stop.clone()));
+        servers.spawn(serve(
+            listener,
+            Some(tls),
+            router(&app, Routes::Webhook),
+            limits,
+            stop.clone(),
+        ));
     }
     let page = Arc::new(Page::new(&app, freshness, args.legacy_metrics));
     let metrics = metrics_router(page).merge(router(&app, Routes::Health));
@@ -246,13 +289,17 @@ fn client_settings(args: &SchedulerArgs) -> ClientSettings {
 fn load_config(path: &str) -> anyhow::Result<DeviceConfig> {
     if path.is_empty() {
         let mut config = DeviceConfig::default();
-        config.nvidia = Some(Nvidia::default());
+        config.nvidia.get_or_insert_default();
         return Ok(config);
     }
-    let text = std::fs::read_to_string(Path::new(path))
-        .with_context(|| format!("reading the device configuration `{path}` (--device-config-file)"))?;
+    let text = std::fs::read_to_string(Path::new(path)).with_context(|| {
+        format!(
+            "cannot read the device configuration `{path}`; mount it there, or leave --device-config-file out for the \
+             defaults"
+        )
+    })?;
     let config = DeviceConfig::from_yaml(&text)
-        .with_context(|| format!("reading the device configuration `{path}` (--device-config-file)"))?;
+        .with_context(|| format!("in the device configuration `{path}` (--device-config-file)"))?;
     for warning in &config.warnings {
         tracing::warn!(file = path, warning = %warning, "The device configuration has a setting without effect.");
     }
@@ -268,10 +315,27 @@ fn spawn_watches(
 ) -> Vec<(&'static str, Freshness)> {
     let [pods, nodes, quotas] = [Freshness::default(), Freshness::default(), Freshness::default()];
     // A pod that has ended leaves the selection, which is told as its deletion: it holds nothing from then on.
-    tasks.spawn("pods", follow_owned(client, Some("status.phase!=Succeeded,status.phase!=Failed"), None, inputs, Input::Pod, &pods, stop));
+    tasks.spawn(
+        "pods",
+        follow_owned(
+            client,
+            Some("status.phase!=Succeeded,status.phase!=Failed"),
+            None,
+            inputs,
+            Input::Pod,
+            &pods,
+            stop,
+        ),
+    );
     let labels = args.node_labels.as_ref().map(crate::args::Labels::selector);
-    tasks.spawn("nodes", follow_owned(client, None, labels, inputs, Input::Node, &nodes, stop));
-    tasks.spawn("quotas", follow_owned(client, None, None, inputs, Input::Quota, &quotas, stop));
+    tasks.spawn(
+        "nodes",
+        follow_owned(client, None, labels, inputs, Input::Node, &nodes, stop),
+    );
+    tasks.spawn(
+        "quotas",
+        follow_owned(client, None, None, inputs, Input::Quota, &quotas, stop),
+    );
     vec![("pods", pods), ("nodes", nodes), ("resourcequotas", quotas)]
 }
 
@@ -305,7 +369,12 @@ fn spawn_campaign(
         });
         return receiver;
     }
-    let identity = format!("{}_{}_{}", host_name(), std::process::id(), jiff::Timestamp::now().as_nanosecond());
+    let identity = format!(
+        "{}_{}_{}",
+        host_name(),
+        std::process::id(),
+        jiff::Timestamp::now().as_nanosecond()
+    );
     let settings = LeaseSettings::new(&args.namespace, format!("{name}-extender"), identity);
     let (role, campaigning) = campaign(client.clone(), settings, stop.clone());
     tasks.spawn("lease", campaigning);
@@ -381,4 +450,122 @@ fn host_name() -> String {
         .filter(|name| !name.is_empty())
         .or_else(|| std::env::var("HOSTNAME").ok())
         .unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: SchedulerArgs,
+    }
+
+    /// Arguments for a service on free ports whose API server is a port where nobody listens.
+    fn args(folder: &Path, extra: &[&str]) -> SchedulerArgs {
+        let kubeconfig = folder.join("kubeconfig");
+        let text = "{apiVersion: v1, kind: Config, current-context: c, \
+                    clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}], \
+                    contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}]}";
+        std::fs::write(&kubeconfig, text).unwrap();
+        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let words = [
+            "scheduler",
+            "--http_bind=127.0.0.1:0",
+            "--metrics-bind-address=127.0.0.1:0",
+            &kubeconfig,
+        ];
+        Cli::parse_from(words.iter().chain(extra)).args
+    }
+
+    async fn fails(extra: &[&str]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let args = args(folder.path(), extra);
+        format!("{:#}", run_until(args, CancellationToken::new()).await.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn a_start_that_cannot_work_names_what_to_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let taken = Listener::bind("127.0.0.1:0", "test", "--test").await.unwrap();
+        let address = taken.address().to_string();
+        let text = fails(&[&format!("--metrics-bind-address={address}")]).await;
+        assert!(
+            text.contains(&address) && text.contains("--metrics-bind-address"),
+            "{text}"
+        );
+
+        let config = file("device-config.yaml", "nvidia:\n  resourceCountNam: nvidia.com/gpu\n");
+        let text = fails(&[&format!("--device-config-file={config}")]).await;
+        assert!(
+            text.contains(&config) && text.contains("line 2") && text.contains("resourceCountName"),
+            "{text}"
+        );
+
+        let config = file("empty.yaml", "kunlun: {}\n");
+        let text = fails(&[&format!("--device-config-file={config}")]).await;
+        assert!(text.contains("switches no device class on"), "{text}");
+
+        let text = fails(&["--device-config-file=/no/such/file"]).await;
+        assert!(
+            text.contains("/no/such/file") && text.contains("--device-config-file"),
+            "{text}"
+        );
+
+        let text = fails(&["--cert_file=/no/tls.crt", "--key_file=/no/tls.key"]).await;
+        assert!(text.contains("/no/tls.crt") && text.contains("--cert_file"), "{text}");
+
+        let text = fails(&["--kubeconfig=/no/kubeconfig"]).await;
+        assert!(text.contains("/no/kubeconfig"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn without_an_api_server_it_lives_says_so_and_stops_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = Listener::bind("127.0.0.1:0", "test", "--test").await.unwrap();
+        let address = metrics.address();
+        drop(metrics);
+        let stop = CancellationToken::new();
+        let bind = format!("--metrics-bind-address={address}");
+        let args = args(folder.path(), &["--leader-elect", "--webhook-bind=127.0.0.1:0", &bind]);
+        let service = tokio::spawn(run_until(args, stop.clone()));
+        let ask = async |path: &str| {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let mut stream = tokio::net::TcpStream::connect(address).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                match ask("/readyz").await {
+                    Ok(answer) if answer.contains("api-server: asking for its version") => return answer,
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        });
+        let answer = answer.await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("synced: ") && answer.contains("certificate: "),
+            "{answer}"
+        );
+        assert!(ask("/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
+        assert!(ask("/metrics").await.unwrap().contains("tessera_ready 0"));
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), service)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
 }

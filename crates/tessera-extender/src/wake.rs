@@ -17,6 +17,7 @@ use tessera_kube::ApiErrorKind;
 use tessera_kube::writes::patch_pod;
 use tessera_types::{Demand, PodUid};
 use tessera_wire::keys;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -25,6 +26,8 @@ use crate::app::App;
 const GRACE: Duration = Duration::from_millis(150);
 /// Pods touched for one release of capacity.
 const TOUCHED: usize = 32;
+/// Waiting pods looked at in one round.
+const LOOKED_AT: usize = 512;
 /// Waiting pods remembered. More than this wait for kube-scheduler's own retry.
 const REMEMBERED: usize = 10_000;
 
@@ -39,7 +42,11 @@ struct Entry {
 
 /// Pods that were refused and have not come back.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Mutex<Inner>);
+pub(crate) struct Waiting {
+    inner: Mutex<Inner>,
+    /// A pod was refused on a picture that was outdated by then.
+    late: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -49,17 +56,30 @@ struct Inner {
 
 impl Waiting {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn add(&self, demand: Demand, priority: i32, freed: u64) {
         let mut inner = self.lock();
         inner.arrivals += 1;
-        let since = inner.entries.get(&demand.pod.uid).map_or(inner.arrivals, |entry| entry.since);
+        let since = inner
+            .entries
+            .get(&demand.pod.uid)
+            .map_or(inner.arrivals, |entry| entry.since);
         if inner.entries.len() < REMEMBERED || inner.entries.contains_key(&demand.pod.uid) {
-            let entry = Entry { priority, freed, since, demand: Arc::new(demand) };
+            let entry = Entry {
+                priority,
+                freed,
+                since,
+                demand: Arc::new(demand),
+            };
             inner.entries.insert(entry.demand.pod.uid.clone(), entry);
         }
+    }
+
+    /// Has the pods looked at once more, since something came free while one was being refused.
+    pub(crate) fn look_again(&self) {
+        self.late.notify_one();
     }
 
     pub(crate) fn forget(&self, uid: &PodUid) {
@@ -75,7 +95,11 @@ impl Waiting {
         let inner = self.lock();
         let mut older: Vec<_> = inner.entries.values().filter(|entry| entry.freed < freed).collect();
         older.sort_by_key(|entry| (std::cmp::Reverse(entry.priority), entry.since));
-        older.into_iter().map(|entry| Arc::clone(&entry.demand)).collect()
+        older
+            .into_iter()
+            .take(LOOKED_AT)
+            .map(|entry| Arc::clone(&entry.demand))
+            .collect()
     }
 
     /// Whether it is still waiting for `freed`; if so it now counts as touched for it.
@@ -98,6 +122,7 @@ impl App {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = freed.changed() => if changed.is_err() { return },
+                () = self.waiting.late.notified() => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -121,8 +146,16 @@ impl App {
         }
         let view = self.books.view();
         let mut touched = 0;
-        for demand in self.waiting.older_than(view.freed) {
-            let fits = self.engine.decide(&view.snapshot, &demand, Candidates::All).best.is_some();
+        let older = self.waiting.older_than(view.freed);
+        let more = older.len() == LOOKED_AT;
+        for demand in older {
+            // Requests come first.
+            tokio::task::yield_now().await;
+            let fits = self
+                .engine
+                .decide(&view.snapshot, &demand, Candidates::All)
+                .best
+                .is_some();
             if !self.waiting.claim(&demand.pod.uid, view.freed) || !fits {
                 continue;
             }
@@ -147,7 +180,7 @@ impl App {
                 return true;
             }
         }
-        false
+        more
     }
 
     /// Only the replica that schedules wakes.

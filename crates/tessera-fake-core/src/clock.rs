@@ -11,10 +11,7 @@ use crate::layout::State;
 pub const SAMPLE_NS: u64 = 1_000_000_000 / 6;
 
 fn read(clock: libc::clockid_t) -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the result; the call has no other effect.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)

@@ -36,8 +36,8 @@ fn hide_inner(image: &mut [u8], names: &[String]) -> Option<()> {
         let start = strings + u32_at(image, at)?;
         let end = start + image.get(start..)?.iter().position(|b| *b == 0)?;
         if names.iter().any(|n| n.as_bytes() == &image[start..end]) {
-            // Section index 0: undefined. The loader passes such an entry over.
-            image.get_mut(at + 6..at + 8)?.fill(0);
+            // Neither section nor value: the loader passes such an entry over.
+            image.get_mut(at + 6..at + 16)?.fill(0);
         }
     }
     Some(())

@@ -93,13 +93,7 @@ impl Machine {
         }
         let wanted = words(name);
         for rule in &state.faults {
-            if rule.state.load(SeqCst) != 2
-                || !rule
-                    .name
-                    .iter()
-                    .zip(wanted)
-                    .all(|(w, v)| w.load(SeqCst) == v)
-            {
+            if rule.state.load(SeqCst) != 2 || !rule.name.iter().zip(wanted).all(|(w, v)| w.load(SeqCst) == v) {
                 continue;
             }
             let call = rule.calls.fetch_add(1, SeqCst) + 1;
@@ -137,8 +131,7 @@ impl Machine {
         let word = &state.events[(seq % MAX_EVENTS as u64) as usize];
         word.seq.store(0, SeqCst);
         word.kind.store(kind, SeqCst);
-        word.body
-            .store(((card as u64) << 32) | u64::from(data), SeqCst);
+        word.body.store(((card as u64) << 32) | u64::from(data), SeqCst);
         word.seq.store(seq, SeqCst);
         if kind == 8 {
             self.card_state(card).last_xid.store(data, SeqCst);
@@ -146,12 +139,7 @@ impl Machine {
         state.event_bell.fetch_add(1, SeqCst);
         // SAFETY: the word lies in the mapping, which is never unmapped; waking has no other effect.
         unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                state.event_bell.as_ptr(),
-                libc::FUTEX_WAKE,
-                i32::MAX,
-            );
+            libc::syscall(libc::SYS_futex, state.event_bell.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
         }
         seq
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 use crate::elf;
-use crate::layout::{LAYOUT_VERSION, MAGIC, State, field};
+use crate::layout::{LAYOUT_VERSION, MAGIC, State, field, name_hash};
 use crate::machine::{Machine, OpenError, device_path};
 use crate::model::{MachineSpec, ModelError};
 
@@ -78,12 +78,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> InstallError + '_ {
 ///
 /// # Errors
 /// A wrong description, missing libraries, a root that is not ours or in use, file errors.
-pub fn install(
-    text: &str,
-    root: &Path,
-    libraries: Option<&Path>,
-    force: bool,
-) -> Result<(), InstallError> {
+pub fn install(text: &str, root: &Path, libraries: Option<&Path>, force: bool) -> Result<(), InstallError> {
     let spec = MachineSpec::parse(text)?;
     let built = spec.build()?;
     let control = device_path(root, "nvidiactl");
@@ -147,25 +142,21 @@ pub fn install(
     head.kernel_us = spec.kernel_us;
     head.in_flight_max = spec.in_flight;
     head.driver = field(&spec.driver);
+    for (slot, name) in head.without.iter_mut().zip(&spec.without) {
+        *slot = name_hash(name);
+    }
     head.descs[..built.descs.len()].copy_from_slice(&built.descs);
     head.topology = built.topology;
     // SAFETY: `head` is plain numbers without invalid values; the padding of `repr(C)` was zeroed.
-    let bytes = unsafe {
-        std::slice::from_raw_parts(
-            std::ptr::from_ref(&*head).cast::<u8>(),
-            std::mem::size_of::<Head>(),
-        )
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(&*head).cast::<u8>(), std::mem::size_of::<Head>()) };
     file.write_all_at(bytes, 0).map_err(at(&fresh))?;
     fs::set_permissions(&fresh, fs::Permissions::from_mode(0o666)).map_err(at(&fresh))?;
     drop(file);
     fs::rename(&fresh, &control).map_err(at(&control))?;
     let machine = Machine::at(root)?;
     for (card, desc) in built.descs.iter().enumerate() {
-        machine
-            .card_state(card)
-            .mig_on
-            .store(desc.mig_at_start, SeqCst);
+        machine.card_state(card).mig_on.store(desc.mig_at_start, SeqCst);
     }
     Ok(())
 }
@@ -204,7 +195,7 @@ pub fn uninstall(root: &Path, force: bool) -> Result<(), InstallError> {
     remove(&root.join(DESCRIPTION_FILE))?;
     for folder in [root.join("dev"), root.join("lib64"), root.to_path_buf()] {
         // Not empty: somebody else's files are in it.
-        let _ = fs::remove_dir(folder);
+        fs::remove_dir(folder).ok();
     }
     Ok(())
 }
@@ -240,6 +231,7 @@ struct Head {
     kernel_us: u64,
     in_flight_max: u64,
     driver: [u8; 32],
+    without: [u64; crate::layout::MAX_WITHOUT],
     descs: [crate::layout::CardDesc; crate::layout::MAX_CARDS],
     topology: [[u8; crate::layout::MAX_CARDS]; crate::layout::MAX_CARDS],
 }

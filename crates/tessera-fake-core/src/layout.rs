@@ -26,6 +26,8 @@ pub(crate) const RING: usize = 64;
 pub(crate) const POOLS_PER_CARD: usize = MAX_INSTANCES + 1;
 /// Fault rules that may stand at once.
 pub(crate) const MAX_FAULTS: usize = 16;
+/// Entry points that a driver may lack.
+pub(crate) const MAX_WITHOUT: usize = 64;
 /// Events that are kept for waiters.
 pub(crate) const MAX_EVENTS: usize = 256;
 
@@ -42,10 +44,7 @@ impl Pool {
     /// The pool of a card that is not partitioned.
     #[must_use]
     pub fn whole(card: usize) -> Self {
-        Self {
-            card,
-            instance: None,
-        }
+        Self { card, instance: None }
     }
 
     pub(crate) fn word(self) -> usize {
@@ -243,6 +242,8 @@ pub(crate) struct State {
     pub(crate) kernel_us: u64,
     pub(crate) in_flight_max: u64,
     pub(crate) driver: [u8; 32],
+    /// Hashes of the entry points that this driver lacks, zero-filled.
+    pub(crate) without: [u64; MAX_WITHOUT],
     pub(crate) descs: [CardDesc; MAX_CARDS],
     /// Common ancestor of two cards: 0, 10, 20, 30, 40, 50 as the management library counts.
     pub(crate) topology: [[u8; MAX_CARDS]; MAX_CARDS],
@@ -265,6 +266,14 @@ pub(crate) struct State {
     pub(crate) pools: [AtomicU64; MAX_CARDS * POOLS_PER_CARD],
     pub(crate) cards: [CardState; MAX_CARDS],
     pub(crate) slots: [Slot; MAX_SLOTS],
+}
+
+/// Hash of an entry point's name (FNV-1a), never zero.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
 }
 
 /// Text of a zero-terminated field.
@@ -309,10 +318,7 @@ impl CardDesc {
     /// Bus address as the driver prints it, `00000000:3B:00.0`.
     #[must_use]
     pub fn bus_id(&self) -> String {
-        format!(
-            "{:08X}:{:02X}:{:02X}.0",
-            self.pci_domain, self.pci_bus, self.pci_device
-        )
+        format!("{:08X}:{:02X}:{:02X}.0", self.pci_domain, self.pci_bus, self.pci_device)
     }
 }
 

@@ -49,12 +49,9 @@ impl State {
             let (held, last) = split(entry);
             if number & TAG == who & TAG && last.wrapping_add(1) == number {
                 // Failing means that somebody else finished it.
-                let _ = slot.entry.compare_exchange(
-                    entry,
-                    join(held.wrapping_add(delta), number),
-                    SeqCst,
-                    SeqCst,
-                );
+                slot.entry
+                    .compare_exchange(entry, join(held.wrapping_add(delta), number), SeqCst, SeqCst)
+                    .ok();
             }
             return seen;
         }
@@ -72,13 +69,7 @@ impl State {
     }
 
     /// Adds units to a slot and its pool, never above `capacity` units.
-    pub(crate) fn charge(
-        &self,
-        slot: usize,
-        pool: Pool,
-        add: u32,
-        capacity: u32,
-    ) -> Result<(), Full> {
+    pub(crate) fn charge(&self, slot: usize, pool: Pool, add: u32, capacity: u32) -> Result<(), Full> {
         let word = pool.word();
         let mine = &self.slots[slot].cards[pool.card];
         loop {
@@ -108,8 +99,7 @@ impl State {
             }
             let (used, _) = split(seen);
             let number = last.wrapping_add(1);
-            mine.pend
-                .store(join(0u32.wrapping_sub(take), number), SeqCst);
+            mine.pend.store(join(0u32.wrapping_sub(take), number), SeqCst);
             if self.publish(word, seen, slot, number, used.wrapping_sub(take)) {
                 return;
             }
@@ -132,12 +122,7 @@ impl State {
             }
             let number = last.wrapping_add(1);
             let wanted = join(0u32.wrapping_sub(held), number);
-            if pend != wanted
-                && theirs
-                    .pend
-                    .compare_exchange(pend, wanted, SeqCst, SeqCst)
-                    .is_err()
-            {
+            if pend != wanted && theirs.pend.compare_exchange(pend, wanted, SeqCst, SeqCst).is_err() {
                 continue;
             }
             let (used, _) = split(seen);
@@ -158,5 +143,142 @@ impl State {
             self.settle(word);
         }
         split(theirs.entry.load(SeqCst)).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use crate::layout::{MAX_CARDS, POOLS_PER_CARD};
+
+    struct Board(*mut State);
+    // SAFETY: the state is atomics.
+    unsafe impl Send for Board {}
+    // SAFETY: as above.
+    unsafe impl Sync for Board {}
+
+    impl Board {
+        fn new() -> Self {
+            let layout = std::alloc::Layout::new::<State>();
+            // SAFETY: zero is a valid state; zeroed pages are only backed when touched.
+            let board = Self(unsafe { std::alloc::alloc_zeroed(layout) }.cast());
+            for slot in 0..16 {
+                for card in 0..MAX_CARDS {
+                    board.state().slots[slot].cards[card]
+                        .pool
+                        .store(u32::try_from(card * POOLS_PER_CARD).unwrap(), SeqCst);
+                }
+            }
+            board
+        }
+
+        fn state(&self) -> &State {
+            // SAFETY: allocated above and never freed before the end.
+            unsafe { &*self.0 }
+        }
+
+        fn sum(&self, card: usize) -> u32 {
+            (0..16).map(|s| self.state().slot_units(s, card)).sum()
+        }
+    }
+
+    impl Drop for Board {
+        fn drop(&mut self) {
+            // SAFETY: allocated with this layout.
+            unsafe { std::alloc::dealloc(self.0.cast(), std::alloc::Layout::new::<State>()) };
+        }
+    }
+
+    /// The steps of a charge, up to where the process dies.
+    fn die_in_charge(state: &State, slot: usize, pool: Pool, add: u32, after: u32) {
+        let mine = &state.slots[slot].cards[pool.card];
+        let seen = state.settle(pool.word());
+        let (used, _) = split(seen);
+        let number = split(mine.entry.load(SeqCst)).1.wrapping_add(1);
+        if after >= 1 {
+            mine.pend.store(join(add, number), SeqCst);
+        }
+        if after >= 2 {
+            let who = (u32::try_from(slot).unwrap() << 20) | (number & TAG);
+            state.pools[pool.word()].store(join(used + add, who), SeqCst);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Charge(usize, u32),
+        Discharge(usize, u32),
+        Die(usize, u32, u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..4usize, 1..500u32).prop_map(|(s, u)| Step::Charge(s, u)),
+            (0..4usize, 1..500u32).prop_map(|(s, u)| Step::Discharge(s, u)),
+            (0..4usize, 1..500u32, 0..3u32).prop_map(|(s, u, a)| Step::Die(s, u, a)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_dies_wherever_the_sum_is_the_pool(steps in prop::collection::vec(step(), 1..60)) {
+            let board = Board::new();
+            let state = board.state();
+            let pool = Pool::whole(1);
+            let mut held = [0u32; 4];
+            for step in steps {
+                match step {
+                    Step::Charge(slot, units) => {
+                        let fits = held.iter().sum::<u32>() + units <= 1000;
+                        prop_assert_eq!(state.charge(slot, pool, units, 1000).is_ok(), fits);
+                        if fits {
+                            held[slot] += units;
+                        }
+                    }
+                    Step::Discharge(slot, units) => {
+                        state.discharge(slot, pool, units);
+                        held[slot] = held[slot].saturating_sub(units);
+                    }
+                    Step::Die(slot, units, after) => {
+                        if held.iter().sum::<u32>() + units > 1000 {
+                            continue;
+                        }
+                        die_in_charge(state, slot, pool, units, after);
+                        state.reclaim(slot, 1, &|| true);
+                        held[slot] = 0;
+                    }
+                }
+                prop_assert_eq!(state.pool_units(pool), held.iter().sum::<u32>());
+                prop_assert_eq!(board.sum(1), held.iter().sum::<u32>());
+            }
+        }
+    }
+
+    #[test]
+    fn many_reapers_give_back_once() {
+        let board = Arc::new(Board::new());
+        let pool = Pool::whole(0);
+        for _ in 0..200 {
+            board.state().charge(3, pool, 100, 1000).unwrap();
+            let threads: Vec<_> = (4..8)
+                .map(|slot| {
+                    let board = Arc::clone(&board);
+                    std::thread::spawn(move || {
+                        board.state().reclaim(3, 0, &|| true);
+                        board.state().charge(slot, pool, 7, 1000).unwrap();
+                        board.state().discharge(slot, pool, 7);
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert_eq!(board.state().pool_units(pool), 0);
+            assert_eq!(board.sum(0), 0);
+        }
     }
 }

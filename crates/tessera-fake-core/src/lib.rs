@@ -27,8 +27,7 @@ mod work;
 pub use clock::{SAMPLE_NS, real_us};
 pub use fault::{Fault, FaultError, XidEvent};
 pub use layout::{
-    CardDesc, CardState, LAYOUT_VERSION, MAX_CARDS, MAX_INSTANCES, MAX_PROFILES, MAX_SLOTS, Pool,
-    ProfileDesc, UNIT,
+    CardDesc, CardState, LAYOUT_VERSION, MAX_CARDS, MAX_INSTANCES, MAX_PROFILES, MAX_SLOTS, Pool, ProfileDesc, UNIT,
 };
 pub use ledger::Full;
 pub use machine::{Machine, OpenError};

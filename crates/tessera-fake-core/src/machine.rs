@@ -7,9 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::layout::{
-    CardDesc, CardState, LAYOUT_VERSION, MAGIC, MAX_CARDS, Pool, State, UNIT, text,
-};
+use crate::layout::{CardDesc, CardState, LAYOUT_VERSION, MAGIC, MAX_CARDS, Pool, State, UNIT, name_hash, text};
 use crate::mig;
 
 /// Why the machine cannot be used.
@@ -159,6 +157,13 @@ impl Machine {
         (0..self.cards()).filter(|c| self.visible(*c)).collect()
     }
 
+    /// Whether this driver lacks an entry point that the library has.
+    #[must_use]
+    pub fn lacks(&self, name: &str) -> bool {
+        let list = &self.state().without;
+        list[0] != 0 && list.contains(&name_hash(name))
+    }
+
     /// Driver version text.
     #[must_use]
     pub fn driver_version(&self) -> &str {
@@ -213,8 +218,7 @@ impl Machine {
     pub fn pool_bytes(&self, pool: Pool) -> u64 {
         match pool.instance {
             None => self.card(pool.card).usable_bytes(),
-            Some(i) => mig::instance(self, pool.card, i)
-                .map_or(0, |inst| inst.profile.memory_mib << 20),
+            Some(i) => mig::instance(self, pool.card, i).map_or(0, |inst| inst.profile.memory_mib << 20),
         }
     }
 

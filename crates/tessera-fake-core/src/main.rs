@@ -113,8 +113,7 @@ fn main() -> anyhow::Result<()> {
             no_libraries,
             force,
         } => {
-            let text = std::fs::read_to_string(&cards)
-                .with_context(|| format!("reading {}", cards.display()))?;
+            let text = std::fs::read_to_string(&cards).with_context(|| format!("reading {}", cards.display()))?;
             let own = std::env::current_exe().context("finding this program")?;
             let folder = lib_dir.or_else(|| own.parent().map(PathBuf::from));
             let folder = folder.filter(|_| !no_libraries);
@@ -147,10 +146,7 @@ fn status(machine: &Machine) {
                 instance: Some(inst.position),
             });
         }
-        let lost = machine
-            .card_state(card)
-            .lost
-            .load(std::sync::atomic::Ordering::SeqCst);
+        let lost = machine.card_state(card).lost.load(std::sync::atomic::Ordering::SeqCst);
         println!(
             "{card}  {}  {}  {}  {} of {} MiB  {} %{}{}",
             desc.name(),
@@ -163,12 +159,7 @@ fn status(machine: &Machine) {
             if lost == 1 { "  LOST" } else { "" },
         );
         for inst in mig::instances(machine, card) {
-            println!(
-                "   instance {}  {}  at {}",
-                inst.id,
-                inst.profile.name(),
-                inst.start
-            );
+            println!("   instance {}  {}  at {}", inst.id, inst.profile.name(), inst.start);
         }
         for process in machine.processes(card) {
             println!(

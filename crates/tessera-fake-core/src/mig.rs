@@ -113,9 +113,7 @@ pub fn instance(machine: &Machine, card: usize, position: usize) -> Option<Insta
 /// All instances of a card.
 #[must_use]
 pub fn instances(machine: &Machine, card: usize) -> Vec<Instance<'_>> {
-    (0..MAX_INSTANCES)
-        .filter_map(|p| instance(machine, card, p))
-        .collect()
+    (0..MAX_INSTANCES).filter_map(|p| instance(machine, card, p)).collect()
 }
 
 /// Memory slices that the instances of a word cover.
@@ -208,12 +206,7 @@ pub fn set_mode(machine: &Machine, card: usize, on: bool) -> Result<(), MigError
 ///
 /// # Errors
 /// Mode off, no such profile or placement, no room.
-pub fn create(
-    machine: &Machine,
-    card: usize,
-    profile_id: u32,
-    start: Option<u32>,
-) -> Result<Instance<'_>, MigError> {
+pub fn create(machine: &Machine, card: usize, profile_id: u32, start: Option<u32>) -> Result<Instance<'_>, MigError> {
     let profiles = machine.card(card).profiles();
     if !is_on(machine, card) {
         return Err(MigError::NotSupported);
@@ -238,10 +231,7 @@ pub fn create(
             return Err(MigError::NoRoom);
         };
         let next = with_lane(seen, free, u32::try_from(kind + 1).unwrap_or(0), place);
-        match state
-            .instances
-            .compare_exchange(seen, next, SeqCst, SeqCst)
-        {
+        match state.instances.compare_exchange(seen, next, SeqCst, SeqCst) {
             Ok(_) => return instance(machine, card, free).ok_or(MigError::NotFound),
             Err(now) => seen = now,
         }
@@ -265,10 +255,7 @@ pub fn destroy(machine: &Machine, card: usize, position: usize) -> Result<(), Mi
     update(&state.instances, |word| Ok(with_lane(word, position, 0, 0)))
 }
 
-fn update(
-    word: &AtomicU64,
-    change: impl Fn(u64) -> Result<u64, MigError>,
-) -> Result<(), MigError> {
+fn update(word: &AtomicU64, change: impl Fn(u64) -> Result<u64, MigError>) -> Result<(), MigError> {
     let mut seen = word.load(SeqCst);
     loop {
         match word.compare_exchange(seen, change(seen)?, SeqCst, SeqCst) {
@@ -327,9 +314,7 @@ pub fn create_compute(
             .filter_map(|id| compute_lane(seen, id))
             .filter_map(|c| Some(((1u32 << slices_of(c.number)?) - 1) << c.start))
             .fold(0, |a, b| a | b);
-        let free = |s: u32| {
-            s + wanted <= parent.profile.slices && taken & (((1u32 << wanted) - 1) << s) == 0
-        };
+        let free = |s: u32| s + wanted <= parent.profile.slices && taken & (((1u32 << wanted) - 1) << s) == 0;
         let place = match start {
             Some(s) => free(s).then_some(s),
             None => (0..8).find(|s| free(*s)),
@@ -356,12 +341,7 @@ pub fn create_compute(
 ///
 /// # Errors
 /// It is gone, or a process runs on the GPU instance.
-pub fn destroy_compute(
-    machine: &Machine,
-    card: usize,
-    position: usize,
-    id: u32,
-) -> Result<(), MigError> {
+pub fn destroy_compute(machine: &Machine, card: usize, position: usize, id: u32) -> Result<(), MigError> {
     let pool = Pool {
         card,
         instance: Some(position),
@@ -369,13 +349,10 @@ pub fn destroy_compute(
     if machine.used_bytes(pool) != 0 {
         return Err(MigError::InUse);
     }
-    update(
-        &machine.card_state(card).compute[position.min(MAX_INSTANCES)],
-        |word| {
-            compute_lane(word, id).ok_or(MigError::NotFound)?;
-            Ok(with_lane(word, id as usize, 0, 0))
-        },
-    )
+    update(&machine.card_state(card).compute[position.min(MAX_INSTANCES)], |word| {
+        compute_lane(word, id).ok_or(MigError::NotFound)?;
+        Ok(with_lane(word, id as usize, 0, 0))
+    })
 }
 
 /// Compute instances of the whole card: the partitions that a program can run on, in order.
@@ -386,11 +363,7 @@ pub fn devices(machine: &Machine, card: usize) -> Vec<(Instance<'_>, Compute)> {
     }
     let mut all: Vec<_> = instances(machine, card)
         .into_iter()
-        .flat_map(|i| {
-            computes(machine, card, i.position)
-                .into_iter()
-                .map(move |c| (i, c))
-        })
+        .flat_map(|i| computes(machine, card, i.position).into_iter().map(move |c| (i, c)))
         .collect();
     all.sort_by_key(|(i, c)| (i.id, c.id));
     all

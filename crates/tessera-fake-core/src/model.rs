@@ -15,7 +15,7 @@
 
 use serde::Deserialize;
 
-use crate::layout::{CardDesc, MAX_CARDS, field};
+use crate::layout::{CardDesc, MAX_CARDS, MAX_WITHOUT, field};
 use crate::presets::{self, Preset};
 use crate::uuid::{name_uuid, parse_uuid};
 
@@ -187,8 +187,7 @@ impl MachineSpec {
     /// # Errors
     /// Text that is no description (with line and column), or values that no machine has.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
-        let spec: Self =
-            serde_saphyr::from_str(text).map_err(|e| ModelError::Text(e.to_string()))?;
+        let spec: Self = serde_saphyr::from_str(text).map_err(|e| ModelError::Text(e.to_string()))?;
         spec.build()?;
         Ok(spec)
     }
@@ -227,6 +226,9 @@ impl MachineSpec {
         }
         if !(4..=65536).contains(&self.granule_kib) || !self.granule_kib.is_power_of_two() {
             return Err(value("granule_kib", "a power of two from 4 to 65536"));
+        }
+        if self.without.len() > MAX_WITHOUT {
+            return Err(value("without", format!("at most {MAX_WITHOUT} names")));
         }
         if self.in_flight == 0 {
             return Err(value("in_flight", "at least 1"));
@@ -321,22 +323,22 @@ impl MachineSpec {
             ));
         }
         let uuid = match &spec.uuid {
-            Some(text) => parse_uuid(text).ok_or_else(|| {
-                value(place("uuid"), format!("`{text}` is not `GPU-` and 36 characters"))
-            })?,
+            Some(text) => parse_uuid(text)
+                .ok_or_else(|| value(place("uuid"), format!("`{text}` is not `GPU-` and 36 characters")))?,
             None => name_uuid(&format!("{}/{}/{index}", self.node, spec.model)),
         };
         let capability = match &spec.capability {
             None => base.capability,
-            Some(text) => two_numbers(text)
-                .ok_or_else(|| value(place("capability"), format!("`{text}` is not like `8.0`")))?,
+            Some(text) => {
+                two_numbers(text).ok_or_else(|| value(place("capability"), format!("`{text}` is not like `8.0`")))?
+            }
         };
         let number = u32::try_from(index).unwrap_or(0);
         let (pci_domain, pci_bus, pci_device) = match &spec.pci {
             None => (0, 0x07 + number * 8, 0),
-            Some(text) => bus(text).ok_or_else(|| {
-                value(place("pci"), format!("`{text}` is not like `0000:3b:00.0`"))
-            })?,
+            Some(text) => {
+                bus(text).ok_or_else(|| value(place("pci"), format!("`{text}` is not like `0000:3b:00.0`")))?
+            }
         };
         let (mut profiles, mut profiles_len) = presets::profiles(base.mig);
         if let Some(wanted) = &spec.mig_profiles {
@@ -344,9 +346,10 @@ impl MachineSpec {
             let count = profiles_len as usize;
             profiles_len = 0;
             for name in wanted {
-                let found = all[..count].iter().find(|p| p.name() == name).ok_or_else(|| {
-                    value(place("mig_profiles"), format!("the model has no `{name}`"))
-                })?;
+                let found = all[..count]
+                    .iter()
+                    .find(|p| p.name() == name)
+                    .ok_or_else(|| value(place("mig_profiles"), format!("the model has no `{name}`")))?;
                 profiles[profiles_len as usize] = *found;
                 profiles_len += 1;
             }
@@ -400,10 +403,7 @@ impl MachineSpec {
         })
     }
 
-    fn connect(
-        &self,
-        descs: &mut [CardDesc],
-    ) -> Result<[[u8; MAX_CARDS]; MAX_CARDS], ModelError> {
+    fn connect(&self, descs: &mut [CardDesc]) -> Result<[[u8; MAX_CARDS]; MAX_CARDS], ModelError> {
         let mut topology = [[50u8; MAX_CARDS]; MAX_CARDS];
         for (i, row) in topology.iter_mut().enumerate() {
             for (j, cell) in row.iter_mut().enumerate() {
@@ -482,10 +482,7 @@ mod tests {
         assert_eq!(a.descs[0].name(), "Tesla T4");
         assert_ne!(a.descs[0].uuid, a.descs[1].uuid);
         assert_eq!(a.descs[2].memory_bytes, b.descs[2].memory_bytes);
-        assert_eq!(
-            MachineSpec::of("T4", 3).build().unwrap().descs[1].uuid,
-            a.descs[1].uuid
-        );
+        assert_eq!(MachineSpec::of("T4", 3).build().unwrap().descs[1].uuid, a.descs[1].uuid);
     }
 
     #[test]

@@ -245,14 +245,14 @@ pub(crate) fn find(model: &str) -> Option<&'static Preset> {
 
 /// Shape of the seven profiles of a data-centre card: number, id, slices, memory slices,
 /// starts, count, copy engines, decoders, media.
-const SHAPES: [(u32, u32, u32, u32, u32, u32, u32, u32, u32); 7] = [
-    (0, 19, 1, 1, 0b0111_1111, 7, 1, 0, 0),
-    (7, 20, 1, 1, 0b0111_1111, 1, 1, 1, 1),
-    (9, 15, 1, 2, 0b0101_0101, 4, 1, 1, 0),
-    (1, 14, 2, 2, 0b0001_0101, 3, 2, 1, 0),
-    (2, 9, 3, 4, 0b0001_0001, 2, 3, 2, 0),
-    (3, 5, 4, 4, 0b0000_0001, 1, 4, 2, 0),
-    (4, 0, 7, 8, 0b0000_0001, 1, 7, 5, 1),
+const SHAPES: [[u32; 9]; 7] = [
+    [0, 19, 1, 1, 0b0111_1111, 7, 1, 0, 0],
+    [7, 20, 1, 1, 0b0111_1111, 1, 1, 1, 1],
+    [9, 15, 1, 2, 0b0101_0101, 4, 1, 1, 0],
+    [1, 14, 2, 2, 0b0001_0101, 3, 2, 1, 0],
+    [2, 9, 3, 4, 0b0001_0001, 2, 3, 2, 0],
+    [3, 5, 4, 4, 0b0000_0001, 1, 4, 2, 0],
+    [4, 0, 7, 8, 0b0000_0001, 1, 7, 5, 1],
 ];
 
 /// Profiles of a model with the number in use.
@@ -273,7 +273,7 @@ pub(crate) fn profiles(mig: &[(&str, u64, u32)]) -> ([ProfileDesc; MAX_PROFILES]
     }; MAX_PROFILES];
     let mut len = 0;
     for ((name, memory_mib, sms), shape) in mig.iter().zip(SHAPES) {
-        let (number, id, slices, size, starts, count, copy_engines, decoders, media) = shape;
+        let [number, id, slices, size, starts, count, copy_engines, decoders, media] = shape;
         out[len] = ProfileDesc {
             name: field(name),
             number,

@@ -93,10 +93,7 @@ impl Machine {
         if seen & 1 == 0 {
             return true;
         }
-        let dead = || {
-            state.slots[slot].state.load(SeqCst) == seen
-                && (own_lock || self.owner(slot).is_none())
-        };
+        let dead = || state.slots[slot].state.load(SeqCst) == seen && (own_lock || self.owner(slot).is_none());
         if !dead() {
             return false;
         }
@@ -105,9 +102,10 @@ impl Machine {
         }
         if dead() {
             // Failing means that somebody else freed it.
-            let _ = state.slots[slot]
+            state.slots[slot]
                 .state
-                .compare_exchange(seen, seen & !1, SeqCst, SeqCst);
+                .compare_exchange(seen, seen & !1, SeqCst, SeqCst)
+                .ok();
         }
         true
     }
@@ -187,10 +185,7 @@ impl Process {
         for reuse in [false, true] {
             for slot in 0..MAX_SLOTS {
                 let word = &state.slots[slot].state;
-                if (word.load(SeqCst) & 1 == 1) != reuse
-                    || machine.owner(slot).is_some()
-                    || !machine.take(slot)
-                {
+                if (word.load(SeqCst) & 1 == 1) != reuse || machine.owner(slot).is_some() || !machine.take(slot) {
                     continue;
                 }
                 // From here on the slot is ours: everybody else sees the lock.
@@ -201,7 +196,8 @@ impl Process {
                 let high = u32::try_from(slot + 1).unwrap_or(0);
                 state.slots_high.fetch_max(high, SeqCst);
                 let seen = word.load(SeqCst);
-                word.store(((seen | 1) + 2) & !1 | 1, SeqCst);
+                // The next generation, in use.
+                word.store((seen | 1) + 2, SeqCst);
                 return Ok(Self { machine, slot });
             }
         }
@@ -222,8 +218,7 @@ impl Process {
     pub fn choose_pool(&self, pool: Pool) {
         let part = &self.machine.state().slots[self.slot].cards[pool.card];
         if self.machine.state().slot_units(self.slot, pool.card) == 0 {
-            part.pool
-                .store(u32::try_from(pool.word()).unwrap_or(0), SeqCst);
+            part.pool.store(u32::try_from(pool.word()).unwrap_or(0), SeqCst);
         }
     }
 

@@ -87,21 +87,13 @@ impl Process {
     ///
     /// `ready_ns` is when its stream is free, `duration_ns` how long it runs on `sms` SMs of a
     /// card (or instance) that has `sms_total`.
-    pub fn run(
-        &self,
-        card: usize,
-        ready_ns: u64,
-        duration_ns: u64,
-        sms: u32,
-        sms_total: u32,
-        blocks: u64,
-    ) -> u64 {
+    pub fn run(&self, card: usize, ready_ns: u64, duration_ns: u64, sms: u32, sms_total: u32, blocks: u64) -> u64 {
         let state = self.machine().state();
         let now = state.now_ns();
         let total = u64::from(sms_total.max(1));
         let used = u64::from(sms).clamp(1, total);
-        let share = u64::try_from(u128::from(duration_ns) * u128::from(used) / u128::from(total))
-            .unwrap_or(duration_ns);
+        let share =
+            u64::try_from(u128::from(duration_ns) * u128::from(used) / u128::from(total)).unwrap_or(duration_ns);
         let start = state.occupy(card, ready_ns.max(now), share);
         let mine = &state.slots[self.slot()].cards[card];
         if share > 0 {

@@ -69,7 +69,10 @@ struct Serving {
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signer").field("name", &self.name).field("until", &self.until).finish_non_exhaustive()
+        f.debug_struct("Signer")
+            .field("name", &self.name)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,7 +95,10 @@ impl Authority {
     pub fn create(now: i64, names: &[String]) -> Result<Self, AuthorityError> {
         let signer = Signer::create(now)?;
         let serving = signer.issue(now, names)?;
-        Ok(Self { authorities: vec![signer], serving })
+        Ok(Self {
+            authorities: vec![signer],
+            serving,
+        })
     }
 
     /// Reads what [`Authority::to_json`] wrote.
@@ -114,7 +120,10 @@ impl Authority {
     /// What clients must trust: all authorities' certificates, PEM.
     #[must_use]
     pub fn bundle(&self) -> String {
-        self.authorities.iter().map(|signer| signer.certificate.as_str()).collect()
+        self.authorities
+            .iter()
+            .map(|signer| signer.certificate.as_str())
+            .collect()
     }
 
     /// The serving certificate, PEM.
@@ -166,7 +175,10 @@ impl Authority {
         if due {
             next.serving = signer.issue(now, names)?;
         }
-        let issuer_is_newest = next.authorities.last().is_some_and(|newest| newest.name == next.serving.issuer);
+        let issuer_is_newest = next
+            .authorities
+            .last()
+            .is_some_and(|newest| newest.name == next.serving.issuer);
         if issuer_is_newest && now - next.serving.since >= OVERLAP_SECONDS && next.authorities.len() > 1 {
             let name = next.serving.issuer.clone();
             next.authorities.retain(|signer| signer.name == name);
@@ -186,7 +198,13 @@ impl Signer {
         let until = now + AUTHORITY_SECONDS;
         let name = format!("tessera webhook authority {now}");
         let certificate = Self::params(&name, now, until).self_signed(&key)?.pem();
-        Ok(Self { name, certificate, key: key.serialize_pem(), since: now, until })
+        Ok(Self {
+            name,
+            certificate,
+            key: key.serialize_pem(),
+            since: now,
+            until,
+        })
     }
 
     fn params(name: &str, since: i64, until: i64) -> CertificateParams {
@@ -203,16 +221,19 @@ impl Signer {
         let mut params = CertificateParams::new(names)?;
         let until = (now + SERVING_SECONDS).min(self.until);
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, names.first().map_or("tessera", |name| name.get(..64).unwrap_or(name)));
+        params.distinguished_name.push(
+            DnType::CommonName,
+            names.first().map_or("tessera", |name| name.get(..64).unwrap_or(name)),
+        );
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         set_times(&mut params, now, until);
         let key = KeyPair::generate()?;
-        let issuer =
-            Issuer::new(Self::params(&self.name, self.since, self.until), KeyPair::from_pem(&self.key)?);
+        let issuer = Issuer::new(
+            Self::params(&self.name, self.since, self.until),
+            KeyPair::from_pem(&self.key)?,
+        );
         let certificate = params.signed_by(&key, &issuer)?.pem();
         Ok(Serving {
             issuer: self.name.clone(),
@@ -257,7 +278,9 @@ mod tests {
             roots.add(root.unwrap()).unwrap();
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
         let leaf = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
         let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.try_into().unwrap()));
         let name = ServerName::try_from("tessera.kube-system.svc").unwrap();
@@ -268,7 +291,10 @@ mod tests {
     fn a_new_authority_is_trusted_and_survives_its_own_text() {
         let authority = Authority::create(NOW, &names()).unwrap();
         assert!(trusts(&authority.bundle(), authority.certificate(), NOW));
-        assert_eq!(Authority::from_json(authority.to_json().unwrap().as_bytes()).unwrap(), authority);
+        assert_eq!(
+            Authority::from_json(authority.to_json().unwrap().as_bytes()).unwrap(),
+            authority
+        );
         assert_eq!(authority.step(NOW + OVERLAP_SECONDS, &names()).unwrap(), None);
     }
 
@@ -294,8 +320,14 @@ mod tests {
                 now += 6 * 3600;
                 continue;
             };
-            assert!(trusts(&current.bundle(), next.certificate(), now), "an API server with the old bundle");
-            assert!(trusts(&next.bundle(), current.certificate(), now), "a replica with the old certificate");
+            assert!(
+                trusts(&current.bundle(), next.certificate(), now),
+                "an API server with the old bundle"
+            );
+            assert!(
+                trusts(&next.bundle(), current.certificate(), now),
+                "a replica with the old certificate"
+            );
             certificates += i32::from(next.certificate() != current.certificate());
             bundles += i32::from(next.bundle() != current.bundle());
             current = next;

@@ -45,7 +45,11 @@ impl Health {
     /// A task that must run for ever has ended.
     pub fn alive(&self) -> Result<(), String> {
         let inner = self.lock();
-        if inner.dead.is_empty() { Ok(()) } else { Err(inner.dead.join("\n")) }
+        if inner.dead.is_empty() {
+            Ok(())
+        } else {
+            Err(inner.dead.join("\n"))
+        }
     }
 
     /// `Err` with one line per condition that is not met.

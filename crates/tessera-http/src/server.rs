@@ -60,8 +60,11 @@ impl Listener {
     /// The address cannot be bound.
     pub async fn bind(address: &str, purpose: &'static str, flag: &'static str) -> Result<Self, ListenError> {
         // Go's notation for all addresses.
-        let whole =
-            if address.starts_with(':') { format!("[::]{address}") } else { address.to_owned() };
+        let whole = if address.starts_with(':') {
+            format!("[::]{address}")
+        } else {
+            address.to_owned()
+        };
         let bound = match TcpListener::bind(&whole).await {
             Err(error) if address.starts_with(':') && error.kind() != std::io::ErrorKind::AddrInUse => {
                 // A machine without IPv6.
@@ -74,7 +77,12 @@ impl Listener {
             if source.kind() == std::io::ErrorKind::AddrInUse {
                 ListenError::InUse { purpose, address, flag }
             } else {
-                ListenError::Other { purpose, address, flag, source }
+                ListenError::Other {
+                    purpose,
+                    address,
+                    flag,
+                    source,
+                }
             }
         };
         let socket = bound.map_err(fail)?;
@@ -119,7 +127,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, head: Duration::from_secs(15), drain: Duration::from_secs(20) }
+        Self {
+            connections: 1024,
+            head: Duration::from_secs(15),
+            drain: Duration::from_secs(20),
+        }
     }
 }
 
@@ -179,12 +191,23 @@ async fn connection(
         tracing::debug!(error = %error, "Could not switch off delayed sending.");
     }
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head);
     builder.http2().timer(TokioTimer::new());
     let outcome = match acceptor {
         None => {
-            let service = service(app, Peer { address, has_certificate: false });
-            watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
+            let service = service(
+                app,
+                Peer {
+                    address,
+                    has_certificate: false,
+                },
+            );
+            watcher
+                .watch(builder.serve_connection(TokioIo::new(stream), service))
+                .await
         }
         Some(acceptor) => {
             let stream = match tokio::time::timeout(limits.head, acceptor.accept(stream)).await {
@@ -195,9 +218,21 @@ async fn connection(
                 }
                 Err(_) => return,
             };
-            let has_certificate = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
-            let service = service(app, Peer { address, has_certificate });
-            watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await
+            let has_certificate = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .is_some_and(|chain| !chain.is_empty());
+            let service = service(
+                app,
+                Peer {
+                    address,
+                    has_certificate,
+                },
+            );
+            watcher
+                .watch(builder.serve_connection(TokioIo::new(stream), service))
+                .await
         }
     };
     if let Err(error) = outcome {
@@ -275,10 +310,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_is_named_with_the_flag() {
-        let first = Listener::bind("127.0.0.1:0", "metrics page", "--metrics").await.unwrap();
+        let first = Listener::bind("127.0.0.1:0", "metrics page", "--metrics")
+            .await
+            .unwrap();
         let text = first.address().to_string();
-        let error = Listener::bind(&text, "metrics page", "--metrics").await.unwrap_err().to_string();
-        assert!(error.contains(&text) && error.contains("--metrics") && error.contains("in use"), "{error}");
+        let error = Listener::bind(&text, "metrics page", "--metrics")
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&text) && error.contains("--metrics") && error.contains("in use"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -331,7 +374,9 @@ mod tests {
     async fn a_long_body_is_told_from_a_broken_one() {
         let long = read_body(Body::from(vec![0; 11]), 10, Duration::from_secs(5)).await;
         assert_eq!(long, Err(BodyError::TooLarge(10)));
-        let fits = read_body(Body::from("0123456789"), 10, Duration::from_secs(5)).await.unwrap();
+        let fits = read_body(Body::from("0123456789"), 10, Duration::from_secs(5))
+            .await
+            .unwrap();
         assert_eq!(fits, "0123456789");
     }
 }

@@ -142,7 +142,9 @@ impl Certificate {
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in certificates(pem)? {
-                    roots.add(certificate).map_err(|error| TlsError::ClientCa(error.to_string()))?;
+                    roots
+                        .add(certificate)
+                        .map_err(|error| TlsError::ClientCa(error.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                     .allow_unauthenticated()
@@ -168,7 +170,11 @@ impl ResolvesServerCert for Resolver {
 
 fn read_pair(certificate: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>), TlsError> {
     let read = |what, path: &Path| {
-        std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })
+        std::fs::read(path).map_err(|source| TlsError::Read {
+            what,
+            path: path.to_owned(),
+            source,
+        })
     };
     Ok((read("certificate", certificate)?, read("private key", key)?))
 }
@@ -176,17 +182,25 @@ fn read_pair(certificate: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>), TlsEr
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| TlsError::Pem { what: "certificate", reason: error.to_string() })?;
+        .map_err(|error| TlsError::Pem {
+            what: "certificate",
+            reason: error.to_string(),
+        })?;
     if chain.is_empty() {
-        return Err(TlsError::Pem { what: "certificate", reason: "it holds no certificate".to_owned() });
+        return Err(TlsError::Pem {
+            what: "certificate",
+            reason: "it holds no certificate".to_owned(),
+        });
     }
     Ok(chain)
 }
 
 fn certified_key(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|error| TlsError::Pem { what: "private key", reason: error.to_string() })?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::Pem {
+        what: "private key",
+        reason: error.to_string(),
+    })?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(TlsError::Pair)
 }
 
@@ -205,8 +219,12 @@ mod tests {
         );
         let certificate = Certificate::default();
         assert!(!certificate.is_set());
-        certificate.set_pem(one.certificate().as_bytes(), one.key().as_bytes()).unwrap();
-        let error = certificate.set_pem(one.certificate().as_bytes(), two.key().as_bytes()).unwrap_err();
+        certificate
+            .set_pem(one.certificate().as_bytes(), one.key().as_bytes())
+            .unwrap();
+        let error = certificate
+            .set_pem(one.certificate().as_bytes(), two.key().as_bytes())
+            .unwrap_err();
         assert!(matches!(error, TlsError::Pair(_)), "{error}");
         assert!(certificate.is_set());
     }
@@ -225,6 +243,9 @@ mod tests {
     #[test]
     fn text_that_is_no_certificate_says_so() {
         let error = Certificate::default().set_pem(b"hello", b"hello").unwrap_err();
-        assert_eq!(error.to_string(), "the certificate is not usable PEM: it holds no certificate");
+        assert_eq!(
+            error.to_string(),
+            "the certificate is not usable PEM: it holds no certificate"
+        );
     }
 }

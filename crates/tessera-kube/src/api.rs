@@ -65,11 +65,17 @@ pub async fn connect(settings: &ClientSettings) -> Result<Client, ConnectError> 
     config.connect_timeout = Some(Duration::from_secs(5));
     // Retrying is this crate's business: a Binding that is sent again must first be looked up.
     config.default_retry = false;
+    tracing::info!(server = %config.cluster_url, "Use this API server.");
     let builder = ClientBuilder::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
     Ok(match settings.requests_per_second {
         Some(rate) if rate > 0.0 => {
             let bucket = Arc::new(Bucket::new(rate, settings.burst));
-            builder.with_layer(&tower::layer::layer_fn(move |inner| Limited { inner, bucket: Arc::clone(&bucket) })).build()
+            builder
+                .with_layer(&tower::layer::layer_fn(move |inner| Limited {
+                    inner,
+                    bucket: Arc::clone(&bucket),
+                }))
+                .build()
         }
         _ => builder.build(),
     })
@@ -82,7 +88,9 @@ async fn from_file(path: &Path) -> Result<Config, ConnectError> {
         reason: chain(error),
     };
     let file = Kubeconfig::read_from(path).map_err(|error| fail(&error))?;
-    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|error| fail(&error))
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| fail(&error))
 }
 
 async fn find() -> Result<Config, ConnectError> {
@@ -90,11 +98,15 @@ async fn find() -> Result<Config, ConnectError> {
     match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
         Ok(config) => Ok(config),
         Err(error) => match named {
-            Some(path) => {
-                Err(ConnectError::Kubeconfig { path, source_name: "$KUBECONFIG", reason: chain(&error) })
-            }
-            None => Config::incluster()
-                .map_err(|cluster| ConnectError::Nothing { file: chain(&error), cluster: chain(&cluster) }),
+            Some(path) => Err(ConnectError::Kubeconfig {
+                path,
+                source_name: "$KUBECONFIG",
+                reason: chain(&error),
+            }),
+            None => Config::incluster().map_err(|cluster| ConnectError::Nothing {
+                file: chain(&error),
+                cluster: chain(&cluster),
+            }),
         },
     }
 }
@@ -110,7 +122,11 @@ pub(crate) struct Bucket {
 impl Bucket {
     pub(crate) fn new(rate: f64, burst: u32) -> Self {
         let spacing = Duration::from_secs_f64(1.0 / rate.clamp(0.001, 1e6));
-        Self { spacing, burst: spacing.saturating_mul(burst.max(1) - 1), next: Mutex::new(None) }
+        Self {
+            spacing,
+            burst: spacing.saturating_mul(burst.max(1) - 1),
+            next: Mutex::new(None),
+        }
     }
 
     /// Takes a token; the time from which it may be used.
@@ -204,25 +220,41 @@ impl ApiError {
                 };
                 (kind, text)
             }
-            kube::Error::Service(cause) => {
-                (ApiErrorKind::NoAnswer, format!("the API server did not answer: {}", chain(&**cause)))
-            }
-            other => (ApiErrorKind::NoAnswer, format!("the API server did not answer: {}", chain(other))),
+            kube::Error::Service(cause) => (
+                ApiErrorKind::NoAnswer,
+                format!("the API server did not answer: {}", chain(&**cause)),
+            ),
+            other => (
+                ApiErrorKind::NoAnswer,
+                format!("the API server did not answer: {}", chain(other)),
+            ),
         };
-        Self { doing: doing.into(), text, kind }
+        Self {
+            doing: doing.into(),
+            text,
+            kind,
+        }
     }
 
     /// The request took longer than `time`.
     #[must_use]
     pub fn timed_out(doing: impl Into<String>, time: Duration) -> Self {
         let text = format!("the API server did not answer within {} s", time.as_secs());
-        Self { doing: doing.into(), text, kind: ApiErrorKind::NoAnswer }
+        Self {
+            doing: doing.into(),
+            text,
+            kind: ApiErrorKind::NoAnswer,
+        }
     }
 
     /// An answer that says no in its own words.
     #[must_use]
     pub fn refused(doing: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { doing: doing.into(), text: text.into(), kind: ApiErrorKind::Refused }
+        Self {
+            doing: doing.into(),
+            text: text.into(),
+            kind: ApiErrorKind::Refused,
+        }
     }
 
     /// What kind.
@@ -234,7 +266,10 @@ impl ApiError {
     /// The same request may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind, ApiErrorKind::Busy | ApiErrorKind::NoAnswer | ApiErrorKind::Conflict)
+        matches!(
+            self.kind,
+            ApiErrorKind::Busy | ApiErrorKind::NoAnswer | ApiErrorKind::Conflict
+        )
     }
 }
 
@@ -286,7 +321,11 @@ mod tests {
     #[test]
     fn what_the_server_says_decides_what_happens_next() {
         let error = |code, reason: &str| {
-            let status = kube::core::Status { code, reason: reason.to_owned(), ..Default::default() };
+            let status = kube::core::Status {
+                code,
+                reason: reason.to_owned(),
+                ..Default::default()
+            };
             ApiError::new("binding pod a/b", &kube::Error::Api(Box::new(status)))
         };
         assert_eq!(error(404, "NotFound").kind(), ApiErrorKind::NotFound);
@@ -295,6 +334,9 @@ mod tests {
         assert_eq!(error(504, "Timeout").kind(), ApiErrorKind::NoAnswer);
         assert!(error(429, "TooManyRequests").is_retryable());
         assert!(!error(403, "Forbidden").is_retryable());
-        assert_eq!(error(422, "Invalid").to_string(), "binding pod a/b: the API server answered 422 Invalid");
+        assert_eq!(
+            error(422, "Invalid").to_string(),
+            "binding pod a/b: the API server answered 422 Invalid"
+        );
     }
 }

@@ -62,8 +62,15 @@ pub struct View {
 }
 
 enum Command {
-    Assume { wanted: Box<Wanted>, lease: Duration, reply: oneshot::Sender<Result<(), AssumeError>> },
-    Forget { pod: PodUid, reply: oneshot::Sender<()> },
+    Assume {
+        wanted: Box<Wanted>,
+        lease: Duration,
+        reply: oneshot::Sender<Result<(), AssumeError>>,
+    },
+    Forget {
+        pod: PodUid,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// A decision to be booked.
@@ -125,7 +132,12 @@ impl Books {
     /// # Errors
     /// The task has ended.
     pub async fn wait_synced(&self) -> Result<(), Closed> {
-        self.synced.clone().wait_for(|synced| *synced).await.map(drop).map_err(|_| Closed)
+        self.synced
+            .clone()
+            .wait_for(|synced| *synced)
+            .await
+            .map(drop)
+            .map_err(|_| Closed)
     }
 
     /// Changes whenever capacity comes free.
@@ -141,7 +153,10 @@ impl Books {
     pub async fn assume(&self, wanted: Wanted, lease: Duration) -> Result<Result<(), AssumeError>, Closed> {
         let (reply, answer) = oneshot::channel();
         let wanted = Box::new(wanted);
-        self.commands.send(Command::Assume { wanted, lease, reply }).await.map_err(|_| Closed)?;
+        self.commands
+            .send(Command::Assume { wanted, lease, reply })
+            .await
+            .map_err(|_| Closed)?;
         answer.await.map_err(|_| Closed)
     }
 
@@ -164,7 +179,10 @@ pub struct SteadyClock {
 
 impl Default for SteadyClock {
     fn default() -> Self {
-        Self { epoch: Timestamp::now().as_second(), start: Instant::now() }
+        Self {
+            epoch: Timestamp::now().as_second(),
+            start: Instant::now(),
+        }
     }
 }
 
@@ -172,7 +190,8 @@ impl SteadyClock {
     /// Now.
     #[must_use]
     pub fn now(&self) -> i64 {
-        self.epoch.saturating_add(i64::try_from(self.start.elapsed().as_secs()).unwrap_or(i64::MAX))
+        self.epoch
+            .saturating_add(i64::try_from(self.start.elapsed().as_secs()).unwrap_or(i64::MAX))
     }
 }
 
@@ -210,7 +229,12 @@ pub fn open(
         expired: 0,
         differences: 0,
     };
-    let books = Books { view, commands, synced, freed };
+    let books = Books {
+        view,
+        commands,
+        synced,
+        freed,
+    };
     (books, inputs, keeper.run(input_receiver, command_receiver, stop))
 }
 
@@ -224,7 +248,11 @@ struct Listing<K> {
 
 impl<K> Default for Listing<K> {
     fn default() -> Self {
-        Self { known: HashSet::new(), named: None, complete: false }
+        Self {
+            known: HashSet::new(),
+            named: None,
+            complete: false,
+        }
     }
 }
 
@@ -250,7 +278,9 @@ impl<K: Clone + Eq + std::hash::Hash> Listing<K> {
     /// The list is complete: what it did not name is gone.
     fn finish(&mut self) -> Vec<K> {
         self.complete = true;
-        let Some(named) = self.named.take() else { return Vec::new() };
+        let Some(named) = self.named.take() else {
+            return Vec::new();
+        };
         let gone: Vec<K> = self.known.iter().filter(|key| !named.contains(key)).cloned().collect();
         for key in &gone {
             self.known.remove(key);
@@ -369,8 +399,14 @@ impl Keeper {
                 if let Ok(pod) = &object.view {
                     let change = self.world.set_pod(pod);
                     self.freed += u64::from(change.frees);
-                    let trouble = (!change.problems.is_empty())
-                        .then(|| change.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+                    let trouble = (!change.problems.is_empty()).then(|| {
+                        change
+                            .problems
+                            .iter()
+                            .map(ToString::to_string)
+                            .collect::<Vec<_>>()
+                            .join("; ")
+                    });
                     self.set_problem(format!("pod {}", object.display_name()), trouble);
                 }
             }
@@ -398,7 +434,10 @@ impl Keeper {
                     let change = self.world.set_node(node);
                     self.freed += u64::from(change.frees);
                     let trouble = (!change.problems.is_empty()).then(|| {
-                        let each = change.problems.iter().map(|(class, problem)| format!("{class}: {problem}"));
+                        let each = change
+                            .problems
+                            .iter()
+                            .map(|(class, problem)| format!("{class}: {problem}"));
                         each.collect::<Vec<_>>().join("; ")
                     });
                     self.set_problem(format!("node {}", object.display_name()), trouble);
@@ -463,7 +502,10 @@ impl Keeper {
     /// An object that cannot be read at all.
     fn note_problem<V: Kind>(&mut self, object: &Trimmed<V>) {
         if let Err(why) = &object.view {
-            self.set_problem(format!("{} {}", V::KIND.to_lowercase(), object.display_name()), Some(why.clone()));
+            self.set_problem(
+                format!("{} {}", V::KIND.to_lowercase(), object.display_name()),
+                Some(why.clone()),
+            );
         }
     }
 

@@ -70,7 +70,13 @@ impl Recorder {
     #[must_use]
     pub fn channel(capacity: usize) -> (Self, mpsc::Receiver<Note>) {
         let (sender, receiver) = mpsc::channel(capacity);
-        (Self { sender, dropped: Arc::default() }, receiver)
+        (
+            Self {
+                sender,
+                dropped: Arc::default(),
+            },
+            receiver,
+        )
     }
 }
 
@@ -96,8 +102,14 @@ pub fn record(client: Client, source: String, stop: CancellationToken) -> (Recor
             }
             book.write_due(false).await;
         }
+        while let Ok(note) = notes.try_recv() {
+            book.take(note);
+        }
         // What is still to be told when we end is told, but not for long.
-        if tokio::time::timeout(Duration::from_secs(2), book.write_due(true)).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), book.write_due(true))
+            .await
+            .is_err()
+        {
             tracing::debug!("Ended with events untold.");
         }
     };
@@ -159,8 +171,18 @@ impl Book {
             self.entries.retain(|_, entry| entry.used > limit);
         }
         let first = Timestamp::now();
-        self.entries
-            .insert(key, Entry { note, count: 1, first, written: None, exists: false, pending: true, used });
+        self.entries.insert(
+            key,
+            Entry {
+                note,
+                count: 1,
+                first,
+                written: None,
+                exists: false,
+                pending: true,
+                used,
+            },
+        );
     }
 
     async fn write_due(&mut self, all: bool) {
@@ -180,7 +202,9 @@ impl Book {
             }
             tokio::time::sleep_until(turn).await;
             let may_patch = self.may_patch;
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
             entry.pending = false;
             match write(&self.client, &self.source, entry, may_patch).await {
                 Ok(()) => {
@@ -247,7 +271,10 @@ async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool
         reason: Some(note.reason.to_owned()),
         message: Some(note.message.clone()),
         type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
-        source: Some(EventSource { component: Some(source.to_owned()), ..EventSource::default() }),
+        source: Some(EventSource {
+            component: Some(source.to_owned()),
+            ..EventSource::default()
+        }),
         count: Some(entry.count),
         first_timestamp: Some(Time(entry.first)),
         last_timestamp: Some(Time(Timestamp::now())),
@@ -262,7 +289,10 @@ async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool
                 entry.count = entry.count.saturating_add(old.count.unwrap_or(0));
             }
             entry.exists = true;
-            update(&api, &name, entry, || format!("telling {} of pod {}", entry.note.reason, entry.note.pod)).await
+            update(&api, &name, entry, || {
+                format!("telling {} of pod {}", entry.note.reason, entry.note.pod)
+            })
+            .await
         }
         Err(error) => Err(error),
     }
@@ -275,7 +305,9 @@ async fn update(api: &Api<Event>, name: &str, entry: &Entry, doing: impl Fn() ->
         "message": entry.note.message,
     });
     let params = PatchParams::default();
-    timed(doing, REQUEST_TIME, api.patch(name, &params, &Patch::Merge(&patch))).await.map(drop)
+    timed(doing, REQUEST_TIME, api.patch(name, &params, &Patch::Merge(&patch)))
+        .await
+        .map(drop)
 }
 
 /// Stable for one pod and reason, over restarts too.
@@ -301,7 +333,104 @@ fn cut(message: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::Value;
+    use tessera_types::PodUid;
+
     use super::*;
+    use crate::script::{self, Log, Reply};
+
+    fn note(message: &str) -> Note {
+        let pod = PodId {
+            namespace: "ns".to_owned(),
+            name: "p".to_owned(),
+            uid: PodUid::new("u").unwrap(),
+        };
+        Note {
+            pod,
+            warning: true,
+            reason: "FilteringFailed",
+            message: message.to_owned(),
+        }
+    }
+
+    /// A server that keeps one event.
+    fn server() -> (Client, Log) {
+        let kept: Mutex<Option<Value>> = Mutex::default();
+        script::client(move |sent| {
+            let mut kept = kept.lock().unwrap();
+            match (sent.method.as_str(), kept.as_mut()) {
+                ("POST", Some(_)) => Reply::Refuse(409, "AlreadyExists"),
+                ("POST", None) => Reply::Object(kept.insert(sent.body.clone()).clone()),
+                (_, None) => Reply::Refuse(404, "NotFound"),
+                ("GET", Some(event)) => Reply::Object(event.clone()),
+                (_, Some(event)) => {
+                    event["count"] = sent.body["count"].clone();
+                    event["message"] = sent.body["message"].clone();
+                    Reply::Object(event.clone())
+                }
+            }
+        })
+    }
+
+    async fn wait_for(log: &Log, writes: usize) {
+        while log.writes().len() < writes {
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repetitions_are_gathered_into_one_event() {
+        let (client, log) = server();
+        let stop = CancellationToken::new();
+        let (recorder, work) = record(client, "test".to_owned(), stop.clone());
+        let work = tokio::spawn(work);
+        recorder.tell(note("no room"));
+        wait_for(&log, 1).await;
+        for _ in 0..20 {
+            recorder.tell(note("no room"));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(log.writes().len(), 1, "the same again is not worth a write yet");
+        recorder.tell(note("still no room"));
+        wait_for(&log, 2).await;
+        let update = &log.writes()[1];
+        assert_eq!((update.method.as_str(), &update.body["count"]), ("PATCH", &json!(22)));
+        assert_eq!(update.body["message"], "still no room");
+        let event = &log.writes()[0].body;
+        assert_eq!(event["involvedObject"]["uid"], "u");
+        assert_eq!(event["source"]["component"], "test");
+        stop.cancel();
+        work.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_of_an_earlier_life_is_counted_on() {
+        let (client, log) = server();
+        for life in 1..=2 {
+            let stop = CancellationToken::new();
+            let (recorder, work) = record(client.clone(), "test".to_owned(), stop.clone());
+            let work = tokio::spawn(work);
+            recorder.tell(note("no room"));
+            // The second life tries to make it, finds it there, and updates it.
+            wait_for(&log, if life == 1 { 1 } else { 3 }).await;
+            stop.cancel();
+            work.await.unwrap();
+        }
+        assert_eq!(log.writes()[2].body["count"], 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_pending_at_the_end_is_told() {
+        let (client, log) = server();
+        let stop = CancellationToken::new();
+        let (recorder, work) = record(client, "test".to_owned(), stop.clone());
+        recorder.tell(note("last words"));
+        stop.cancel();
+        work.await;
+        assert_eq!(log.writes().len(), 1);
+    }
 
     #[test]
     fn a_long_message_is_cut_between_characters() {

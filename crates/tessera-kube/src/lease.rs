@@ -109,11 +109,17 @@ impl Elector {
             self.seen = Some((print, now));
         }
         let since = self.seen.as_ref().map_or(now, |(_, since)| *since);
-        let life = Duration::from_secs(spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(15));
+        let life = Duration::from_secs(
+            spec.lease_duration_seconds
+                .and_then(|s| u64::try_from(s).ok())
+                .unwrap_or(15),
+        );
         if holder == identity {
             Act::Renew { transitions }
         } else if holder.is_empty() || now.duration_since(since) >= life {
-            Act::Take { transitions: transitions.saturating_add(1) }
+            Act::Take {
+                transitions: transitions.saturating_add(1),
+            }
         } else {
             Act::Wait { holder }
         }
@@ -243,7 +249,10 @@ async fn attempt(
         Act::Wait { holder } => return Ok(Attempt::Other(holder)),
         Act::Create => {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(settings.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(settings.name.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(spec(0)),
             };
             timed(doing, time, api.create(&PostParams::default(), &lease)).await
@@ -271,14 +280,18 @@ async fn release(api: &Api<Lease>, settings: &LeaseSettings) {
     let time = Duration::from_secs(2);
     let doing = || format!("giving back lease {}/{}", settings.namespace, settings.name);
     let outcome = async {
-        let Some(mut lease) = timed(doing, time, api.get_opt(&settings.name)).await? else { return Ok(()) };
+        let Some(mut lease) = timed(doing, time, api.get_opt(&settings.name)).await? else {
+            return Ok(());
+        };
         let Some(spec) = &mut lease.spec else { return Ok(()) };
         if spec.holder_identity.as_deref() != Some(&settings.identity) {
             return Ok(());
         }
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
-        timed(doing, time, api.replace(&settings.name, &PostParams::default(), &lease)).await.map(drop)
+        timed(doing, time, api.replace(&settings.name, &PostParams::default(), &lease))
+            .await
+            .map(drop)
     };
     if let Err(error) = outcome.await {
         tracing::warn!(error = %error, "The lease runs out by itself.");
@@ -358,7 +371,10 @@ mod tests {
 
     fn lease(holder: &str, renewed: i64, version: &str) -> Lease {
         Lease {
-            metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                resource_version: Some(version.to_owned()),
+                ..ObjectMeta::default()
+            },
             spec: Some(LeaseSpec {
                 holder_identity: Some(holder.to_owned()),
                 lease_duration_seconds: Some(15),
@@ -376,20 +392,41 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let other = |version| lease("b", 1_000_000, version);
-        assert_eq!(elector.plan(start, Some(&other("1")), "a"), Act::Wait { holder: "b".to_owned() });
-        assert_eq!(elector.plan(at(14), Some(&other("1")), "a"), Act::Wait { holder: "b".to_owned() });
+        assert_eq!(
+            elector.plan(start, Some(&other("1")), "a"),
+            Act::Wait { holder: "b".to_owned() }
+        );
+        assert_eq!(
+            elector.plan(at(14), Some(&other("1")), "a"),
+            Act::Wait { holder: "b".to_owned() }
+        );
         // A renewal starts the time anew.
-        assert_eq!(elector.plan(at(14), Some(&other("2")), "a"), Act::Wait { holder: "b".to_owned() });
-        assert_eq!(elector.plan(at(28), Some(&other("2")), "a"), Act::Wait { holder: "b".to_owned() });
-        assert_eq!(elector.plan(at(29), Some(&other("2")), "a"), Act::Take { transitions: 5 });
+        assert_eq!(
+            elector.plan(at(14), Some(&other("2")), "a"),
+            Act::Wait { holder: "b".to_owned() }
+        );
+        assert_eq!(
+            elector.plan(at(28), Some(&other("2")), "a"),
+            Act::Wait { holder: "b".to_owned() }
+        );
+        assert_eq!(
+            elector.plan(at(29), Some(&other("2")), "a"),
+            Act::Take { transitions: 5 }
+        );
     }
 
     #[test]
     fn a_lease_given_back_is_taken_at_once() {
         let mut elector = Elector::default();
-        assert_eq!(elector.plan(Instant::now(), Some(&lease("", 0, "1")), "a"), Act::Take { transitions: 5 });
+        assert_eq!(
+            elector.plan(Instant::now(), Some(&lease("", 0, "1")), "a"),
+            Act::Take { transitions: 5 }
+        );
         assert_eq!(elector.plan(Instant::now(), None, "a"), Act::Create);
-        assert_eq!(elector.plan(Instant::now(), Some(&lease("a", 0, "1")), "a"), Act::Renew { transitions: 4 });
+        assert_eq!(
+            elector.plan(Instant::now(), Some(&lease("a", 0, "1")), "a"),
+            Act::Renew { transitions: 4 }
+        );
     }
 
     #[test]
@@ -397,5 +434,162 @@ mod tests {
         assert_eq!(host_of("x-1_0b7a"), "x-1");
         assert_eq!(host_of("x-10_0b7a"), "x-10");
         assert_eq!(host_of("plain"), "plain");
+    }
+}
+
+#[cfg(test)]
+mod campaign_tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::script::{self, Reply};
+
+    /// A server with one Lease, which can be switched off.
+    #[derive(Clone, Default)]
+    struct Server {
+        lease: Arc<Mutex<Option<Value>>>,
+        silent: Arc<AtomicBool>,
+    }
+
+    impl Server {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            script::client(move |sent| {
+                if server.silent.load(Ordering::SeqCst) {
+                    return Reply::Lost;
+                }
+                let mut lease = server.lease.lock().unwrap();
+                let version = |lease: &Value| lease["metadata"]["resourceVersion"].clone();
+                match (sent.method.as_str(), lease.as_ref()) {
+                    ("GET", None) => Reply::Refuse(404, "NotFound"),
+                    ("GET", Some(found)) => Reply::Object(found.clone()),
+                    ("POST", Some(_)) => Reply::Refuse(409, "AlreadyExists"),
+                    ("PUT", Some(found)) if version(found) != version(&sent.body) => Reply::Refuse(409, "Conflict"),
+                    _ => {
+                        let next = lease
+                            .as_ref()
+                            .and_then(|l| version(l).as_str()?.parse::<u64>().ok())
+                            .unwrap_or(0)
+                            + 1;
+                        let mut new = sent.body.clone();
+                        new["metadata"]["resourceVersion"] = json!(next.to_string());
+                        *lease = Some(new.clone());
+                        Reply::Object(new)
+                    }
+                }
+            })
+            .0
+        }
+
+        fn holder(&self) -> String {
+            let lease = self.lease.lock().unwrap();
+            lease
+                .as_ref()
+                .and_then(|l| l["spec"]["holderIdentity"].as_str())
+                .unwrap_or_default()
+                .to_owned()
+        }
+    }
+
+    struct Candidate {
+        role: watch::Receiver<Role>,
+        stop: CancellationToken,
+        work: tokio::task::JoinHandle<()>,
+    }
+
+    fn candidate(server: &Server, name: &str) -> Candidate {
+        let stop = CancellationToken::new();
+        let (role, work) = campaign(server.client(), LeaseSettings::new("ns", "lease", name), stop.clone());
+        Candidate {
+            role,
+            stop,
+            work: tokio::spawn(work),
+        }
+    }
+
+    async fn leads(candidate: &mut Candidate, wanted: bool) -> Duration {
+        let start = Instant::now();
+        candidate.role.wait_for(|role| role.leads() == wanted).await.unwrap();
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_leads_and_hands_over_when_it_stops() {
+        let server = Server::default();
+        let mut a = candidate(&server, "a");
+        leads(&mut a, true).await;
+        let mut b = candidate(&server, "b");
+        b.role
+            .wait_for(|role| {
+                *role
+                    == Role::Follower {
+                        leader: Some("a".to_owned()),
+                    }
+            })
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert!(a.role.borrow().leads() && !b.role.borrow().leads());
+        a.stop.cancel();
+        a.work.await.unwrap();
+        let waited = leads(&mut b, true).await;
+        assert!(waited <= Duration::from_secs(2), "{waited:?}");
+        assert_eq!(server.holder(), "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_killed_without_a_word_is_followed_within_its_lease() {
+        let server = Server::default();
+        let mut a = candidate(&server, "a");
+        leads(&mut a, true).await;
+        let mut b = candidate(&server, "b");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        a.work.abort();
+        let waited = leads(&mut b, true).await;
+        assert!(waited <= Duration::from_secs(18), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_cannot_renew_stops_before_another_can_begin() {
+        let server = Server::default();
+        let mut a = candidate(&server, "a");
+        leads(&mut a, true).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        server.silent.store(true, Ordering::SeqCst);
+        let until = leads(&mut a, false).await;
+        assert!(until <= Duration::from_secs(13), "{until:?}");
+        server.silent.store(false, Ordering::SeqCst);
+        leads(&mut a, true).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_lease_is_free() {
+        let server = Server::default();
+        *server.lease.lock().unwrap() =
+            Some(json!({"metadata": {"name": "lease", "namespace": "ns", "resourceVersion": "7"}}));
+        let mut a = candidate(&server, "a");
+        leads(&mut a, true).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_kube_scheduler_on_this_host_counts_as_ours() {
+        let server = Server::default();
+        let sighting = Sighting::new(server.client(), "ns", "lease", "x-1");
+        assert_eq!(sighting.look().await.unwrap(), Sight::Nobody);
+        let hold = |holder: &str, renewed: &str| {
+            *server.lease.lock().unwrap() = Some(json!({"metadata": {"name": "lease"}, "spec":
+                {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": renewed}}));
+        };
+        tokio::time::advance(Duration::from_secs(4)).await;
+        hold("x-10_abc", "2026-01-01T00:00:00.000000Z");
+        assert_eq!(sighting.look().await.unwrap(), Sight::Other("x-10_abc".to_owned()));
+        // A take-over is seen at once.
+        hold("x-1_abc", "2026-01-01T00:00:10.000000Z");
+        assert_eq!(sighting.look().await.unwrap(), Sight::Ours);
+        tokio::time::advance(Duration::from_secs(16)).await;
+        assert_eq!(sighting.look().await.unwrap(), Sight::Nobody, "it lapsed");
     }
 }

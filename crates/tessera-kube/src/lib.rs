@@ -12,6 +12,8 @@ pub mod lease;
 pub mod lock;
 pub mod objects;
 pub mod reach;
+#[cfg(any(test, feature = "script"))]
+pub mod script;
 pub mod watch;
 pub mod webhooks;
 pub mod writes;

@@ -42,7 +42,10 @@ impl NodeLocks {
     /// Locks lapse after `timeout`.
     #[must_use]
     pub fn new(client: Client, timeout: Duration) -> Self {
-        Self { client: NodeApi(client), timeout_seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX) }
+        Self {
+            client: NodeApi(client),
+            timeout_seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        }
     }
 
     /// Takes the lock `key` of `node` for the pod; success if the pod has it already.
@@ -66,14 +69,20 @@ impl NodeLocks {
             match step {
                 LockStep::Mine => return Ok(()),
                 LockStep::Contended | LockStep::AskOwner(_) => {
-                    return Err(ApiError::refused(doing(), node_lock::contention_text(node, self.timeout_seconds)));
+                    return Err(ApiError::refused(
+                        doing(),
+                        node_lock::contention_text(node, self.timeout_seconds),
+                    ));
                 }
                 LockStep::TakeOver(why) => {
-                    tracing::info!(node, why = ?why, "Take over a node lock nobody needs any more.");
+                    tracing::info!(node, why = %why, "Take over a node lock nobody needs any more.");
                 }
                 LockStep::Set => {}
             }
-            let lock = NodeLock { at: now, owner: Some(me.clone()) };
+            let lock = NodeLock {
+                at: now,
+                owner: Some(me.clone()),
+            };
             match self.write(node, key, &version, Value::String(lock.to_string())).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == ApiErrorKind::Conflict => {}
@@ -101,7 +110,10 @@ impl NodeLocks {
                 Err(error) => return Err(error),
             }
         }
-        Err(ApiError::refused(format!("unlocking node {node}"), "the node changed at every try"))
+        Err(ApiError::refused(
+            format!("unlocking node {node}"),
+            "the node changed at every try",
+        ))
     }
 
     async fn read(&self, node: &str, key: &str) -> Result<(Option<String>, String), ApiError> {
@@ -118,12 +130,103 @@ impl NodeLocks {
         let patch = json!({"metadata": {"resourceVersion": version, "annotations": {key: value}}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
         let request = api.patch_metadata(node, &params, &patch);
-        timed(|| format!("writing the lock of node {node}"), REQUEST_TIME, request).await.map(drop)
+        timed(|| format!("writing the lock of node {node}"), REQUEST_TIME, request)
+            .await
+            .map(drop)
     }
 }
 
 async fn backoff(attempt: u32) {
     if attempt > 0 {
         tokio::time::sleep(Duration::from_millis(100) * 2_u32.pow(attempt - 1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::script::{self, Reply};
+
+    fn me() -> LockOwner {
+        LockOwner {
+            namespace: "ns".to_owned(),
+            name: "me".to_owned(),
+        }
+    }
+
+    /// Acquires against a node with this lock; what the node was patched with, or the error.
+    async fn acquire(lock: Option<String>, owner_lives: bool, conflicts: usize) -> Result<Vec<Value>, String> {
+        let left = std::sync::atomic::AtomicUsize::new(conflicts);
+        let (client, log) = script::client(move |sent| match sent.method.as_str() {
+            "GET" if sent.path.contains("/nodes/") => {
+                let annotations = lock
+                    .as_ref()
+                    .map_or_else(|| json!({}), |lock| json!({"hami.io/mutex.lock": lock}));
+                Reply::Object(json!({"metadata": {"name": "n", "resourceVersion": "5", "annotations": annotations}}))
+            }
+            "GET" if owner_lives => {
+                Reply::Object(json!({"metadata": {"name": "other", "namespace": "ns", "uid": "u"}, "spec": {}}))
+            }
+            "GET" => Reply::Refuse(404, "NotFound"),
+            _ => {
+                use std::sync::atomic::Ordering::SeqCst;
+                if left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+                    Reply::Refuse(409, "Conflict")
+                } else {
+                    Reply::Object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}))
+                }
+            }
+        });
+        let locks = NodeLocks::new(client, Duration::from_secs(300));
+        locks
+            .acquire("n", "hami.io/mutex.lock", &me())
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(log.writes().into_iter().map(|sent| sent.body).collect())
+    }
+
+    fn lock_of(name: &str, age: i64) -> String {
+        let at = Timestamp::now().as_second() - age;
+        NodeLock {
+            at,
+            owner: Some(LockOwner {
+                namespace: "ns".to_owned(),
+                name: name.to_owned(),
+            }),
+        }
+        .to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lock_is_written_against_the_version_that_was_read() {
+        let writes = acquire(None, false, 2).await.unwrap();
+        assert_eq!(writes.len(), 3, "two conflicts, then success");
+        let metadata = &writes[2]["metadata"];
+        assert_eq!(metadata["resourceVersion"], "5");
+        assert!(
+            metadata["annotations"]["hami.io/mutex.lock"]
+                .as_str()
+                .unwrap()
+                .ends_with(",ns,me")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_live_owner_keeps_it_and_a_dead_one_does_not() {
+        let error = acquire(Some(lock_of("other", 10)), true, 0).await.unwrap_err();
+        assert!(
+            error.contains("node n has been locked within 5m0s: node lock contention"),
+            "{error}"
+        );
+        assert_eq!(acquire(Some(lock_of("other", 10)), false, 0).await.unwrap().len(), 1);
+        assert_eq!(acquire(Some(lock_of("other", 301)), true, 0).await.unwrap().len(), 1);
+        assert_eq!(acquire(Some("nonsense,,,".to_owned()), true, 0).await.unwrap().len(), 1);
+        assert_eq!(
+            acquire(Some(lock_of("me", 10)), true, 0).await.unwrap().len(),
+            0,
+            "it is ours already"
+        );
     }
 }

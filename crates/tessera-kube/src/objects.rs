@@ -24,7 +24,10 @@ pub struct Trimmed<V> {
 
 impl<V> fmt::Debug for Trimmed<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trimmed").field("name", &self.meta.name).field("readable", &self.view.is_ok()).finish()
+        f.debug_struct("Trimmed")
+            .field("name", &self.meta.name)
+            .field("readable", &self.view.is_ok())
+            .finish()
     }
 }
 
@@ -112,20 +115,34 @@ impl Kind for QuotaView {
 
     fn trim(object: &Value) -> Result<Self, String> {
         let text = |pointer: &str| {
-            object.pointer(pointer).and_then(Value::as_str).map(str::to_owned).ok_or(format!("{pointer} is missing"))
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+                .ok_or(format!("{pointer} is missing"))
         };
         let hard = match object.pointer("/spec/hard") {
             None => BTreeMap::new(),
             Some(hard) => BTreeMap::deserialize(hard).map_err(|error| format!("spec.hard: {error}"))?,
         };
-        Ok(Self { namespace: text("/metadata/namespace")?, name: text("/metadata/name")?, hard })
+        Ok(Self {
+            namespace: text("/metadata/namespace")?,
+            name: text("/metadata/name")?,
+            hard,
+        })
     }
 }
 
 impl<'de, V: Kind> Deserialize<'de> for Trimmed<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let object = Value::deserialize(deserializer)?;
-        let text = |name: &str| object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str).map(str::to_owned);
+        let text = |name: &str| {
+            object
+                .get("metadata")
+                .and_then(|m| m.get(name))
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
         let meta = ObjectMeta {
             name: text("name"),
             namespace: text("namespace"),
@@ -133,7 +150,10 @@ impl<'de, V: Kind> Deserialize<'de> for Trimmed<V> {
             resource_version: text("resourceVersion"),
             ..ObjectMeta::default()
         };
-        Ok(Self { meta, view: V::trim(&object) })
+        Ok(Self {
+            meta,
+            view: V::trim(&object),
+        })
     }
 }
 

@@ -31,8 +31,10 @@ impl Reach {
 
 /// Asks the API server for its version every five seconds until `stop`.
 pub fn probe(client: Client, stop: CancellationToken) -> (watch::Receiver<Reach>, impl Future<Output = ()> + Send) {
-    let (sender, receiver) =
-        watch::channel(Reach { since: Instant::now(), state: Err("not asked yet".to_owned()) });
+    let (sender, receiver) = watch::channel(Reach {
+        since: Instant::now(),
+        state: Err("not asked yet".to_owned()),
+    });
     let work = async move {
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -41,7 +43,12 @@ pub fn probe(client: Client, stop: CancellationToken) -> (watch::Receiver<Reach>
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let answer = timed(|| "asking for its version".to_owned(), PATIENCE, client.apiserver_version()).await;
+            let answer = timed(
+                || "asking for its version".to_owned(),
+                PATIENCE,
+                client.apiserver_version(),
+            )
+            .await;
             let state = answer.map(drop).map_err(|error| error.to_string());
             sender.send_if_modified(|reach| {
                 if reach.state == state {
@@ -52,7 +59,11 @@ pub fn probe(client: Client, stop: CancellationToken) -> (watch::Receiver<Reach>
                     Err(error) => tracing::warn!(error = %error, "The API server does not answer."),
                 }
                 // Only a change between answering and not answering starts the time anew.
-                let since = if reach.state.is_ok() == state.is_ok() { reach.since } else { Instant::now() };
+                let since = if reach.state.is_ok() == state.is_ok() {
+                    reach.since
+                } else {
+                    Instant::now()
+                };
                 *reach = Reach { since, state };
                 true
             });

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, pin_mut};
-use kube::{Api, Client};
 use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +57,11 @@ pub struct Freshness {
 
 impl Default for Freshness {
     fn default() -> Self {
-        Self { start: Instant::now(), last: Arc::new(AtomicU64::new(u64::MAX)), relists: Arc::default() }
+        Self {
+            start: Instant::now(),
+            last: Arc::new(AtomicU64::new(u64::MAX)),
+            relists: Arc::default(),
+        }
     }
 }
 
@@ -133,7 +137,11 @@ struct Trouble {
 impl Trouble {
     async fn pause(&mut self, plural: &'static str, why: &str) {
         if self.told.as_deref() != Some(why) {
-            tracing::warn!(kind = plural, error = why, "Cannot follow the API server, trying again.");
+            tracing::warn!(
+                kind = plural,
+                error = why,
+                "Cannot follow the API server, trying again."
+            );
             self.told = Some(why.to_owned());
         }
         let pause = (PAUSE_MIN * 2_u32.saturating_pow(self.times.min(8))).min(PAUSE_MAX);
@@ -243,5 +251,115 @@ async fn watch<V: Kind, I>(
         if out.send(wrap(change)).await.is_err() {
             return End::Closed;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::{Value, json};
+    use tessera_wire::PodView;
+
+    use super::*;
+    use crate::script::{self, Reply};
+
+    fn pod(name: &str, version: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": version}})
+    }
+
+    /// What the server says to one request after the other; then it is silent.
+    fn server(answers: Vec<Reply>) -> Client {
+        let answers = Mutex::new(answers.into_iter());
+        script::client(move |_| answers.lock().unwrap().next().unwrap_or(Reply::Lost)).0
+    }
+
+    fn list(version: &str, continues: &str, pods: &[Value]) -> Reply {
+        Reply::Object(json!({"apiVersion": "v1", "kind": "PodList",
+            "metadata": {"resourceVersion": version, "continue": continues}, "items": pods}))
+    }
+
+    fn event(kind: &str, object: Value) -> Reply {
+        Reply::Object(json!({"type": kind, "object": object}))
+    }
+
+    async fn follow_all(answers: Vec<Reply>, count: usize) -> Vec<String> {
+        let (sender, mut receiver) = mpsc::channel(4);
+        let stop = CancellationToken::new();
+        let work = tokio::spawn(follow::<PodView, _>(
+            server(answers),
+            None,
+            None,
+            sender,
+            |change| match change {
+                Change::Restarted => "restarted".to_owned(),
+                Change::Listed(pod) => format!("listed {}", pod.name()),
+                Change::Complete => "complete".to_owned(),
+                Change::Applied(pod) => format!("applied {}", pod.name()),
+                Change::Gone(pod) => format!("gone {}", pod.name()),
+            },
+            Freshness::default(),
+            stop.clone(),
+        ));
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            seen.push(receiver.recv().await.unwrap());
+        }
+        stop.cancel();
+        work.await.unwrap();
+        seen
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_two_pages_and_what_follows() {
+        let answers = vec![
+            list("1", "more", &[pod("a", "1")]),
+            list("1", "", &[pod("b", "1")]),
+            event("ADDED", pod("c", "2")),
+            event("DELETED", pod("a", "3")),
+        ];
+        let seen = follow_all(answers, 6).await;
+        assert_eq!(
+            seen,
+            ["restarted", "listed a", "listed b", "complete", "applied c", "gone a"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_the_server_forgot_is_listed_anew() {
+        let gone = json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old resource version"});
+        let answers = vec![
+            list("1", "", &[pod("a", "1")]),
+            event("ERROR", gone),
+            list("9", "", &[]),
+            Reply::Lost,
+            event("ADDED", pod("b", "10")),
+        ];
+        let seen = follow_all(answers, 6).await;
+        assert_eq!(
+            seen,
+            [
+                "restarted",
+                "listed a",
+                "complete",
+                "restarted",
+                "complete",
+                "applied b"
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_not_there_yet_is_asked_again() {
+        let seen = follow_all(
+            vec![
+                Reply::Lost,
+                Reply::Refuse(503, "ServiceUnavailable"),
+                list("1", "", &[]),
+            ],
+            2,
+        )
+        .await;
+        assert_eq!(seen, ["restarted", "complete"]);
     }
 }

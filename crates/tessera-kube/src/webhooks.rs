@@ -22,7 +22,9 @@ pub struct SecretStore {
 
 impl std::fmt::Debug for SecretStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SecretStore").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("SecretStore")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -36,7 +38,10 @@ pub struct Stored {
 
 impl std::fmt::Debug for Stored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stored").field("keys", &self.data.keys()).field("version", &self.version).finish()
+        f.debug_struct("Stored")
+            .field("keys", &self.data.keys())
+            .field("version", &self.version)
+            .finish()
     }
 }
 
@@ -44,7 +49,10 @@ impl SecretStore {
     /// The Secret `namespace/name`.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: impl Into<String>) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: name.into() }
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.into(),
+        }
     }
 
     /// Its content, `None` if it does not exist.
@@ -56,7 +64,12 @@ impl SecretStore {
         let found = timed(doing, REQUEST_TIME, self.api.get_opt(&self.name)).await?;
         Ok(found.map(|secret| Stored {
             version: secret.metadata.resource_version,
-            data: secret.data.unwrap_or_default().into_iter().map(|(key, ByteString(bytes))| (key, bytes)).collect(),
+            data: secret
+                .data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, ByteString(bytes))| (key, bytes))
+                .collect(),
         }))
     }
 
@@ -67,16 +80,26 @@ impl SecretStore {
     /// the server does not answer.
     pub async fn write(&self, old: Option<&Stored>, data: BTreeMap<String, Vec<u8>>) -> Result<(), ApiError> {
         let doing = || format!("writing secret {}", self.name);
-        let data: BTreeMap<String, ByteString> = data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect();
+        let data: BTreeMap<String, ByteString> =
+            data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect();
         if let Some(old) = old {
             let patch = json!({"metadata": {"resourceVersion": old.version}, "data": data});
             let params = PatchParams::default();
-            return timed(doing, REQUEST_TIME, self.api.patch(&self.name, &params, &Patch::Merge(&patch))).await.map(drop);
+            return timed(
+                doing,
+                REQUEST_TIME,
+                self.api.patch(&self.name, &params, &Patch::Merge(&patch)),
+            )
+            .await
+            .map(drop);
         }
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
-                labels: Some(BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "tessera".to_owned())])),
+                labels: Some(BTreeMap::from([(
+                    "app.kubernetes.io/managed-by".to_owned(),
+                    "tessera".to_owned(),
+                )])),
                 ..ObjectMeta::default()
             },
             data: Some(data),
@@ -84,7 +107,9 @@ impl SecretStore {
             ..Secret::default()
         };
         let params = PostParams::default();
-        timed(doing, REQUEST_TIME, self.api.create(&params, &secret)).await.map(drop)
+        timed(doing, REQUEST_TIME, self.api.create(&params, &secret))
+            .await
+            .map(drop)
     }
 }
 
@@ -117,7 +142,10 @@ pub async fn trust_bundle(client: &Client, kind: WebhookKind, name: &str, bundle
     match kind {
         WebhookKind::Mutating => {
             let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-            let found = timed(read, REQUEST_TIME, api.get(name)).await?.webhooks.unwrap_or_default();
+            let found = timed(read, REQUEST_TIME, api.get(name))
+                .await?
+                .webhooks
+                .unwrap_or_default();
             let stale = stale(found.into_iter().map(|w| (w.name, w.client_config.ca_bundle)).collect());
             if stale.is_empty() {
                 return Ok(false);
@@ -128,7 +156,10 @@ pub async fn trust_bundle(client: &Client, kind: WebhookKind, name: &str, bundle
         }
         WebhookKind::Validating => {
             let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-            let found = timed(read, REQUEST_TIME, api.get(name)).await?.webhooks.unwrap_or_default();
+            let found = timed(read, REQUEST_TIME, api.get(name))
+                .await?
+                .webhooks
+                .unwrap_or_default();
             let stale = stale(found.into_iter().map(|w| (w.name, w.client_config.ca_bundle)).collect());
             if stale.is_empty() {
                 return Ok(false);

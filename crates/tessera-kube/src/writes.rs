@@ -20,7 +20,9 @@ use crate::objects::Trimmed;
 /// answer.
 pub async fn patch_pod(client: &Client, pod: &PodId, mut patch: Value) -> Result<(), ApiError> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
-    if let Some(metadata) = patch.as_object_mut().map(|root| root.entry("metadata").or_insert_with(|| json!({})))
+    if let Some(metadata) = patch
+        .as_object_mut()
+        .map(|root| root.entry("metadata").or_insert_with(|| json!({})))
         && let Some(metadata) = metadata.as_object_mut()
     {
         // The uid cannot be changed: the server refuses the patch if it differs.
@@ -29,7 +31,9 @@ pub async fn patch_pod(client: &Client, pod: &PodId, mut patch: Value) -> Result
     // The answer is the whole pod; only its metadata is asked for.
     let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
     let request = api.patch_metadata(&pod.name, &params, &patch);
-    timed(|| format!("annotating pod {pod}"), REQUEST_TIME, request).await.map(drop)
+    timed(|| format!("annotating pod {pod}"), REQUEST_TIME, request)
+        .await
+        .map(drop)
 }
 
 /// Binds the pod to the node.
@@ -46,7 +50,9 @@ pub async fn bind_pod(client: &Client, pod: &PodId, node: &str) -> Result<(), Ap
     });
     let params = PostParams::default();
     let request = api.create_subresource::<Value, Value>("binding", &pod.name, &params, &body);
-    timed(|| format!("binding pod {pod} to node {node}"), REQUEST_TIME, request).await.map(drop)
+    timed(|| format!("binding pod {pod} to node {node}"), REQUEST_TIME, request)
+        .await
+        .map(drop)
 }
 
 /// The pod as the server has it now; `None` if there is none of that name.

@@ -73,8 +73,7 @@ pub(crate) struct Process {
     devices: [AtomicU8; MAX_DEVICES],
     pub(crate) pools: Pools,
     pub(crate) table: Table,
-    /// Whether graphs with memory were made: only then launches of graphs are looked at.
-    pub(crate) graph_memory: AtomicU32,
+    /// What each card's store for graphs is booked at.
     pub(crate) graph_booked: [AtomicU64; MAX_CARDS],
 }
 

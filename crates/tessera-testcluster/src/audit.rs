@@ -143,6 +143,8 @@ impl AuditLog {
 mod tests {
     use std::io::Write;
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -155,12 +157,18 @@ mod tests {
         )
         .unwrap();
         let mark = log.mark();
-        write!(
-            file,
-            "{}\n{{\"stage\":\"Resp",
-            r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods/p/binding","verb":"create","user":{"username":"system:kube-scheduler","groups":["x"]},"objectRef":{"resource":"pods","namespace":"a","name":"p","apiVersion":"v1","subresource":"binding"},"responseStatus":{"metadata":{},"code":201}}"#
-        )
-        .unwrap();
+        let binding = json!({
+            "kind": "Event",
+            "stage": "ResponseComplete",
+            "requestURI": "/api/v1/namespaces/a/pods/p/binding",
+            "verb": "create",
+            "user": {"username": "system:kube-scheduler", "groups": ["x"]},
+            "objectRef": {"resource": "pods", "namespace": "a", "name": "p",
+                "apiVersion": "v1", "subresource": "binding"},
+            "responseStatus": {"metadata": {}, "code": 201},
+        });
+        writeln!(file, "{binding}").unwrap();
+        write!(file, "{{\"stage\":\"Resp").unwrap();
         let events = log.since(mark).unwrap();
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].what(), "create pods/binding");

@@ -103,7 +103,7 @@ impl Binaries {
             .map(PathBuf::from);
         let mut programs = BTreeMap::new();
         for set in Set::ALL {
-            let found = match from_folder(named.as_deref(), set) {
+            let found = match from_named(named.as_deref(), set)? {
                 Some(found) => {
                     check(set, &found, true)?;
                     Some(found)
@@ -232,6 +232,24 @@ fn from_folder(dir: Option<&Path>, set: Set) -> Option<BTreeMap<&'static str, Pa
     found.values().all(|p| p.is_file()).then_some(found)
 }
 
+/// What the user named is taken or refused, never passed over in silence:
+/// a folder with half of a set is a mistake.
+fn from_named(dir: Option<&Path>, set: Set) -> Result<Option<BTreeMap<&'static str, PathBuf>>, Error> {
+    let Some(dir) = dir else { return Ok(None) };
+    let (there, missing): (Vec<&str>, Vec<&str>) = set.programs().iter().partition(|name| dir.join(name).is_file());
+    match (there.first(), missing.is_empty()) {
+        (None, _) => Ok(None),
+        (Some(_), true) => Ok(Some(all_in(dir, set))),
+        (Some(first), false) => Err(Error::UnusableBinary {
+            path: dir.join(first),
+            reason: format!(
+                "{} must be beside it; add them or unset {BIN_DIR_VARIABLE}",
+                missing.join(", ")
+            ),
+        }),
+    }
+}
+
 fn from_path(set: Set) -> Option<BTreeMap<&'static str, PathBuf>> {
     match set {
         // Network plugins are not looked up by PATH but live in a folder of their own.
@@ -306,7 +324,7 @@ fn version_of(program: Option<&PathBuf>, flag: &str) -> Option<(u32, u32)> {
 }
 
 /// Major and minor of the first thing in a text that looks like a version.
-fn parse_version(text: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
     text.split(|c: char| c.is_whitespace() || c == '"' || c == ',')
         .find_map(|word| {
             let mut numbers = word.trim_start_matches('v').split('.');
@@ -337,6 +355,10 @@ mod tests {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         assert!(from_folder(Some(dir.path()), Set::Containerd).is_none());
+        let half = from_named(Some(dir.path()), Set::Containerd).unwrap_err();
+        assert!(half.to_string().contains("containerd-shim-runc-v2"), "{half}");
+        let other = from_named(Some(dir.path()), Set::Etcd).unwrap();
+        assert!(other.is_none(), "a folder without etcd leaves it to be found elsewhere");
         std::fs::write(dir.path().join("containerd-shim-runc-v2"), "").unwrap();
         let found = from_folder(Some(dir.path()), Set::Containerd).unwrap();
         assert_eq!(found["ctr"], dir.path().join("ctr"));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::binaries::Set;
+use crate::binaries::{Set, parse_version};
 use crate::error::{Error, IoContext};
 use crate::paths::Cache;
 use crate::process::{on_path, run};
@@ -186,15 +186,31 @@ pub(crate) fn ensure(cache: &Cache, set: Set, progress: &Progress) -> Result<Pat
     Ok(target)
 }
 
+/// From this version on, Go fetches the release that a module asks for.
+const GO_MIN: (u32, u32) = (1, 21);
+
 fn go() -> Result<PathBuf, Error> {
-    on_path("go")
+    let path = on_path("go")
         .or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|p| p.is_file()))
         .ok_or_else(|| Error::MissingProgram {
             program: "go".to_owned(),
-            remedy: "install Go 1.26 or newer (for example `apt-get install golang`), or name a \
+            remedy: "install Go 1.21 or newer (for example `apt-get install golang`), or name a \
                      folder with ready Kubernetes binaries in TESSERA_K8S_BIN"
                 .to_owned(),
-        })
+        })?;
+    // Prints `go1.26.8`.
+    let said = run(Command::new(&path).args(["env", "GOVERSION"]))?;
+    if parse_version(said.trim().trim_start_matches("go")).is_none_or(|v| v < GO_MIN) {
+        return Err(Error::UnusableBinary {
+            path,
+            reason: format!(
+                "it is {}; install Go 1.21 or newer, or name a folder with ready Kubernetes \
+                 binaries in TESSERA_K8S_BIN",
+                said.trim()
+            ),
+        });
+    }
+    Ok(path)
 }
 
 fn remove_all(path: &Path) -> Result<(), Error> {

@@ -356,6 +356,8 @@ pub(crate) fn launch(state: &State, binaries: &Binaries, component: Component) -
                 flag("shutdown-watch-termination-grace-period", "1s".to_owned()),
                 flag("audit-policy-file", path(&state.dir.join("audit-policy.json"))),
                 flag("audit-log-path", path(&state.audit_log())),
+                // In MB: a rotated log would lose what a mark was set for.
+                flag("audit-log-maxsize", "100000".to_owned()),
                 // A request is answered after its record is written, so a
                 // count taken afterwards is complete.
                 flag("audit-log-mode", "blocking".to_owned()),

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, LogParams, PostParams};
@@ -37,7 +37,7 @@ fn pod(name: &str, image: &str, host_network: bool, script: &str) -> Pod {
             ],
         },
     }))
-    .unwrap()
+    .expect("the fields are a pod's")
 }
 
 /// Prints what the pod sees of the node and of the API server, and waits.
@@ -76,7 +76,8 @@ async fn a_node_runs_pods_survives_its_kubelet_and_leaves_nothing() {
         println!("skipped: {reason}");
         return;
     }
-    let progress = Progress::new(|event| println!("{event}"));
+    let begun = Instant::now();
+    let progress = Progress::new(move |event| println!("{:5.1} s {event}", begun.elapsed().as_secs_f32()));
     let cluster = Cluster::builder()
         .node_labels([("tessera.dev/test", "yes")])
         .private_path("/run/tessera-own")

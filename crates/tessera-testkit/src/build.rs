@@ -16,6 +16,9 @@ use serde_json::{Map, Value, json};
 use tessera_types::{Card, CardId, CardMode, Cores, Keyword, Mib, MigProfile, Placement};
 use tessera_wire::{NodeView, PodView, keys, register};
 
+/// A MIG profile in short: name, MiB, percent, slices, places as (start, size).
+pub type ProfileText<'a> = (&'a str, u64, u32, u32, &'a [(u32, u32)]);
+
 /// Builds a card. Unless told otherwise: an idle, healthy NVIDIA A10 with 10 slots, 8192 MiB and 100 percent.
 #[derive(Debug, Clone)]
 pub struct CardBuilder(Card);
@@ -94,9 +97,9 @@ impl CardBuilder {
         self
     }
 
-    /// In MIG mode with these profiles: name, MiB, percent, slices, places as (start, size).
+    /// In MIG mode with these profiles.
     #[must_use]
-    pub fn mig(mut self, profiles: &[(&str, u64, u32, u32, &[(u32, u32)])]) -> Self {
+    pub fn mig(mut self, profiles: &[ProfileText<'_>]) -> Self {
         self.0.mode = CardMode::new("mig");
         self.0.mig_profiles = profiles
             .iter()
@@ -105,7 +108,13 @@ impl CardBuilder {
                 memory: Mib::new(*memory),
                 cores: Cores::new(*cores),
                 slices: *slices,
-                placements: places.iter().map(|(start, size)| Placement { start: *start, size: *size }).collect(),
+                placements: places
+                    .iter()
+                    .map(|(start, size)| Placement {
+                        start: *start,
+                        size: *size,
+                    })
+                    .collect(),
             })
             .collect();
         self
@@ -118,7 +127,9 @@ impl CardBuilder {
     #[must_use]
     #[expect(clippy::expect_used, reason = "a test's own mistake")]
     pub fn link(mut self, peer: &str, score: i64) -> Self {
-        self.0.link_scores.insert(CardId::new(peer).expect("a usable card id"), score);
+        self.0
+            .link_scores
+            .insert(CardId::new(peer).expect("a usable card id"), score);
         self
     }
 
@@ -140,18 +151,27 @@ pub struct NodeBuilder {
 /// A node of this name without cards.
 #[must_use]
 pub fn node(name: &str) -> NodeBuilder {
-    NodeBuilder { name: name.to_owned(), annotations: BTreeMap::new(), counts: BTreeMap::new() }
+    NodeBuilder {
+        name: name.to_owned(),
+        annotations: BTreeMap::new(),
+        counts: BTreeMap::new(),
+    }
 }
 
 impl NodeBuilder {
     /// Registers NVIDIA cards the way a device plugin does, link scores and allocatable count included.
     #[must_use]
     pub fn cards(mut self, cards: &[Card]) -> Self {
-        self.annotations.insert(keys::NVIDIA_REGISTER.to_owned(), register::print_json(cards));
+        self.annotations
+            .insert(keys::NVIDIA_REGISTER.to_owned(), register::print_json(cards));
         if cards.iter().any(|card| !card.link_scores.is_empty()) {
-            self.annotations.insert(keys::NVIDIA_SCORE.to_owned(), register::print_scores(cards));
+            self.annotations
+                .insert(keys::NVIDIA_SCORE.to_owned(), register::print_scores(cards));
         }
-        self.counts.insert("nvidia.com/gpu".to_owned(), cards.iter().map(|card| i64::from(card.slots)).sum());
+        self.counts.insert(
+            "nvidia.com/gpu".to_owned(),
+            cards.iter().map(|card| i64::from(card.slots)).sum(),
+        );
         self
     }
 
@@ -172,8 +192,11 @@ impl NodeBuilder {
     /// The Node object.
     #[must_use]
     pub fn json(&self) -> Value {
-        let counts: Map<String, Value> =
-            self.counts.iter().map(|(name, number)| (name.clone(), json!(number.to_string()))).collect();
+        let counts: Map<String, Value> = self
+            .counts
+            .iter()
+            .map(|(name, number)| (name.clone(), json!(number.to_string())))
+            .collect();
         json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": self.name, "annotations": self.annotations},
@@ -209,8 +232,10 @@ pub fn pod(namespace: &str, name: &str) -> PodBuilder {
 
 impl PodBuilder {
     fn push(mut self, list: &str, name: &str, limits: &[(&str, i64)], restart: Option<&str>) -> Self {
-        let limits: Map<String, Value> =
-            limits.iter().map(|(resource, number)| ((*resource).to_owned(), json!(number.to_string()))).collect();
+        let limits: Map<String, Value> = limits
+            .iter()
+            .map(|(resource, number)| ((*resource).to_owned(), json!(number.to_string())))
+            .collect();
         let mut container = json!({"name": name, "resources": {"limits": limits}});
         if let Some(policy) = restart {
             container["restartPolicy"] = json!(policy);

@@ -22,9 +22,16 @@ fn suites() -> Vec<Suite> {
 fn every_case_is_as_the_reference_or_differs_by_design() {
     let suites = suites();
     let differences = Differences::read().expect("the differences are readable");
-    let known = |id: &str| suites.iter().any(|suite| suite.cases().iter().any(|case| case.id == id));
+    let known = |id: &str| {
+        suites
+            .iter()
+            .any(|suite| suite.cases().iter().any(|case| case.id == id))
+    };
     let leftovers: Vec<&str> = differences.unknown(known).collect();
-    assert!(leftovers.is_empty(), "differences of cases that do not exist: {leftovers:?}");
+    assert!(
+        leftovers.is_empty(),
+        "differences of cases that do not exist: {leftovers:?}"
+    );
 
     let mut failures = 0;
     for suite in &suites {

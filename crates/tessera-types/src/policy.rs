@@ -189,7 +189,7 @@ pub enum WeightsError {
     #[error("unknown weight `{0}`; the weights are slot, core and memory")]
     UnknownKey(String),
     /// The key stands twice.
-    #[error("weight `{0}` is given twice")]
+    #[error("weight `{0}` is given twice; give it once")]
     Twice(String),
     /// The value is no integer of 0 or more.
     #[error("weight `{key}` is `{value}`; it must be an integer of 0 or more")]
@@ -200,7 +200,7 @@ pub enum WeightsError {
         value: String,
     },
     /// A weight is not given.
-    #[error("weight `{0}` is missing; slot, core and memory must all be given")]
+    #[error("weight `{0}` is missing; write all three, as in slot=1,core=1,memory=1")]
     Missing(&'static str),
     /// All three are 0.
     #[error("all weights are 0; at least one must be positive")]

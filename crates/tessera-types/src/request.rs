@@ -92,6 +92,9 @@ pub struct Selection {
 pub struct Demand {
     /// Whose.
     pub pod: PodId,
+    /// The pod's priority. It never makes a pod fit; it says whose nomination counts against whom.
+    #[serde(default)]
+    pub priority: i32,
     /// In spec order: init containers (sidecars among them), then app containers.
     pub containers: Vec<ContainerDemand>,
     /// Constraint per class that is asked for, in keyword order.

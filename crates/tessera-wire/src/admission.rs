@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::pod::nullable;
+
 /// The version of a review. The answer is given in the version of the question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReviewVersion {
@@ -78,12 +80,19 @@ struct WireReview {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct WireRequest {
+    #[serde(deserialize_with = "nullable")]
     uid: String,
+    #[serde(deserialize_with = "nullable")]
     kind: WireKind,
+    #[serde(deserialize_with = "nullable")]
     sub_resource: String,
+    #[serde(deserialize_with = "nullable")]
     name: String,
+    #[serde(deserialize_with = "nullable")]
     namespace: String,
+    #[serde(deserialize_with = "nullable")]
     operation: String,
+    #[serde(deserialize_with = "nullable")]
     user_info: WireUser,
     object: Value,
     old_object: Value,
@@ -99,7 +108,9 @@ struct WireKind {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct WireUser {
+    #[serde(deserialize_with = "nullable")]
     username: String,
+    #[serde(deserialize_with = "nullable")]
     groups: Vec<String>,
 }
 

@@ -104,13 +104,16 @@ pub enum LockStep {
 }
 
 /// Why a lock may be taken over.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TakeOver {
     /// It is older than the timeout.
+    #[error("it is older than the timeout")]
     Expired,
     /// Its owner is gone.
+    #[error("the pod that holds it is gone")]
     OwnerGone,
     /// It cannot be read, so nobody would ever release it.
+    #[error("{0}, so nobody would ever release it")]
     Unreadable(NodeLockError),
 }
 

@@ -17,6 +17,9 @@ pub enum PodError {
     /// A member has another shape than the API gives it.
     #[error("the pod does not read: {0}")]
     Shape(#[from] serde_json::Error),
+    /// It has more containers than any pod.
+    #[error("the pod has more than {CONTAINERS_MAX} containers")]
+    TooManyContainers,
 }
 
 /// A pod's phase.
@@ -122,7 +125,7 @@ impl PodView {
     /// # Errors
     /// A member that Tessera reads has another type than the API gives it, or a quantity is none.
     pub fn from_json(pod: &serde_json::Value) -> Result<Self, PodError> {
-        Ok(Raw::deserialize(pod)?.into())
+        Raw::deserialize(pod)?.try_into()
     }
 
     /// The roles of its containers, in order.
@@ -146,7 +149,9 @@ impl fmt::Display for PodView {
 
 impl<'de> Deserialize<'de> for PodView {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Raw::deserialize(deserializer).map(Self::from)
+        Raw::deserialize(deserializer)?
+            .try_into()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -317,8 +322,10 @@ fn container(raw: RawContainer, role: ContainerRole) -> ContainerView {
     }
 }
 
-impl From<Raw> for PodView {
-    fn from(raw: Raw) -> Self {
+impl TryFrom<Raw> for PodView {
+    type Error = PodError;
+
+    fn try_from(raw: Raw) -> Result<Self, PodError> {
         let Raw { metadata, spec, status } = raw;
         let name = if metadata.name.is_empty() {
             metadata.generate_name
@@ -328,7 +335,7 @@ impl From<Raw> for PodView {
         let uid = PodUid::new(&metadata.uid)
             .or_else(|_| PodUid::new(format!("{}/{name}", metadata.namespace)))
             .expect("`<namespace>/<name>` has at least its slash");
-        let mut containers: Vec<ContainerView> = spec
+        let containers: Vec<ContainerView> = spec
             .init_containers
             .into_iter()
             .map(|raw| {
@@ -348,7 +355,9 @@ impl From<Raw> for PodView {
                     .map(|raw| container(raw, ContainerRole::App)),
             )
             .collect();
-        containers.truncate(CONTAINERS_MAX);
+        if containers.len() > CONTAINERS_MAX {
+            return Err(PodError::TooManyContainers);
+        }
         let mut init = containers
             .iter()
             .filter(|container| container.role == ContainerRole::Init)
@@ -370,7 +379,7 @@ impl From<Raw> for PodView {
         let pod_group = filled(metadata.labels.get(keys::POD_GROUP_LABEL).cloned())
             .or_else(|| filled(spec.scheduling_group.and_then(|group| group.pod_group_name)));
         let seconds = |text: Option<String>| text.as_deref().and_then(time::parse_rfc3339);
-        Self {
+        Ok(Self {
             id: PodId {
                 namespace: metadata.namespace,
                 name,
@@ -402,7 +411,7 @@ impl From<Raw> for PodView {
                 .into_iter()
                 .find(|condition| condition.kind == "PodScheduled" && condition.status == "False")
                 .and_then(|condition| seconds(condition.last_transition_time)),
-        }
+        })
     }
 }
 

@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "tessera", version, about = "Shares AI cards between pods, each held to what it asked for")]
+#[command(
+    name = "tessera",
+    version,
+    about = "Shares AI cards between pods, each held to what it asked for"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,7 +38,10 @@ fn main() -> ExitCode {
             block_on(1, tessera_agent::run(args))
         }
         Command::Version => {
-            tell(&mut std::io::stdout(), &format!("tessera {}", env!("CARGO_PKG_VERSION")));
+            tell(
+                &mut std::io::stdout(),
+                &format!("tessera {}", env!("CARGO_PKG_VERSION")),
+            );
             return ExitCode::SUCCESS;
         }
     };
@@ -54,7 +61,11 @@ fn main() -> ExitCode {
 
 /// Runs a service to its end on `workers` threads.
 fn block_on(workers: usize, service: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?.block_on(service)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()?
+        .block_on(service)
 }
 
 /// One line to a stream whose reader may be gone.

@@ -131,7 +131,9 @@ fn grant(book: &mut Book, choice: &Choice, ids: &[String]) -> Record {
 
 fn truth(record: &Record, pod: &str, container: &str) -> Truth {
     Truth {
-        grant: record.id.clone(),
+        grant: Some(record.id.clone()),
+        ids: record.ids.clone(),
+        limited: record.limited,
         uid: uid(pod),
         container: container.into(),
     }
@@ -404,6 +406,63 @@ fn the_kubelet_may_ask_again_for_a_running_container() {
     grant(&mut book, &choice, &on_a);
     let again = book.choose_exact(&on_a).unwrap();
     assert!(matches!(&again, Choice::Again(candidate) if candidate.pod.name == "p"));
+}
+
+#[test]
+fn a_grant_that_only_the_kubelet_remembers_is_made_again() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,20:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let record = book
+        .choose_exact(&on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    let remembered = [truth(&record, "p", "c")];
+    book.remove_record(&record.id);
+    let settled = book.settle(&record.ids, &remembered).unwrap();
+    assert_eq!(settled.changed.len(), 1);
+    let again = &settled.changed[0];
+    assert_eq!((again.id.as_str(), again.sealed), (record.id.as_str(), true));
+    assert_eq!(again.shares, record.shares);
+    assert_eq!(again.container, "c");
+}
+
+#[test]
+fn containers_that_another_plugin_served_start_as_they_are() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,20:;")).view());
+    let foreign = Truth {
+        grant: None,
+        ids: ids(&[(A, 0)]).into_iter().collect(),
+        limited: false,
+        uid: uid("p"),
+        container: "c".into(),
+    };
+    let settled = book.settle(&foreign.ids.clone(), &[foreign]).unwrap();
+    assert_eq!(
+        settled,
+        Settled {
+            changed: Vec::new(),
+            asked: Vec::new()
+        }
+    );
+}
+
+#[test]
+fn pods_listed_at_the_start_are_ordered_by_bind_time_and_come_before_later_ones() {
+    let mut book = book();
+    let at = |name: &'static str, time: &str| {
+        let mut view = own(name, &["c"], &format!("{A},NVIDIA,1,0:;")).view();
+        view.annotations.insert(keys::BIND_TIME.to_owned(), time.to_owned());
+        view
+    };
+    book.list_pods(vec![at("b", "20"), at("a", "10")]);
+    book.set_pod(at("z", "5"));
+    let mut running = at("running", "1");
+    running.phase = PodPhase::Running;
+    book.set_pod(running);
+    let order: Vec<String> = book.candidates().into_iter().map(|one| one.pod.name).collect();
+    assert_eq!(order, ["a", "b", "z", "running"]);
 }
 
 #[test]

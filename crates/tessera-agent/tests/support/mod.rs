@@ -238,11 +238,14 @@ impl Cluster for Api {
     }
 }
 
-/// A pod with shares of cards: `(container, init, [(card, MiB, cores)])`.
+/// `(card, MiB, cores)` of one container.
+pub type Shares = Vec<(String, u64, u32)>;
+
+/// A pod with shares of cards: `(container, init, shares)`.
 #[derive(Clone)]
 pub struct Pod {
     pub name: String,
-    pub containers: Vec<(String, bool, Vec<(String, u64, u32)>)>,
+    pub containers: Vec<(String, bool, Shares)>,
     pub own: bool,
     pub env: Vec<(String, String)>,
 }
@@ -343,7 +346,7 @@ impl Pod {
     }
 }
 
-fn owned(shares: &[(&str, u64, u32)]) -> Vec<(String, u64, u32)> {
+fn owned(shares: &[(&str, u64, u32)]) -> Shares {
     shares
         .iter()
         .map(|(card, mib, cores)| ((*card).to_owned(), *mib, *cores))

@@ -67,9 +67,17 @@ fn main() {
 }
 
 fn library(name: &str) -> Result<*mut c_void, String> {
-    let soname = if name.starts_with("nvml") { c"libnvidia-ml.so.1" } else { c"libcuda.so.1" };
+    let soname = if name.starts_with("nvml") {
+        c"libnvidia-ml.so.1"
+    } else {
+        c"libcuda.so.1"
+    };
     let handle = unsafe { libc::dlopen(soname.as_ptr(), libc::RTLD_NOW) };
-    if handle.is_null() { Err(format!("no {soname:?}")) } else { Ok(handle) }
+    if handle.is_null() {
+        Err(format!("no {soname:?}"))
+    } else {
+        Ok(handle)
+    }
 }
 
 fn function(name: &str) -> Result<Function, String> {
@@ -119,27 +127,39 @@ impl Client {
             ("@dlvsym", [name, version]) => {
                 let (name, version) = (CString::new(*name), CString::new(*version));
                 let (name, version) = (name.map_err(|e| e.to_string())?, version.map_err(|e| e.to_string())?);
-                Ok(describe(unsafe { libc::dlvsym(library("cuda")?, name.as_ptr(), version.as_ptr()) }))
+                Ok(describe(unsafe {
+                    libc::dlvsym(library("cuda")?, name.as_ptr(), version.as_ptr())
+                }))
             }
             ("@new", [variable, size]) => {
                 let words = usize::try_from(number(size)?.div_ceil(8)).map_err(|e| e.to_string())?;
-                self.blocks.insert((*variable).to_owned(), vec![0; words].into_boxed_slice());
+                self.blocks
+                    .insert((*variable).to_owned(), vec![0; words].into_boxed_slice());
                 Ok("ok".into())
             }
             ("@set", [variable, at, size, value]) => {
                 let value = self.value(value)?.to_le_bytes();
-                self.bytes(variable, at, size)?.iter_mut().zip(value).for_each(|(place, byte)| *place = byte);
+                self.bytes(variable, at, size)?
+                    .iter_mut()
+                    .zip(value)
+                    .for_each(|(place, byte)| *place = byte);
                 Ok("ok".into())
             }
             ("@get", [variable, at, size]) => {
                 let mut value = [0; 8];
-                value.iter_mut().zip(self.bytes(variable, at, size)?).for_each(|(place, byte)| *place = *byte);
+                value
+                    .iter_mut()
+                    .zip(self.bytes(variable, at, size)?)
+                    .for_each(|(place, byte)| *place = *byte);
                 Ok(u64::from_le_bytes(value).to_string())
             }
             ("@repeat", [times, name, arguments @ ..]) => {
                 let (call, arguments) = (function(name)?, self.arguments(arguments)?);
                 let times = number(times)?;
-                Ok((0..times).filter(|_| invoke(call, &arguments.words) == 0).count().to_string())
+                Ok((0..times)
+                    .filter(|_| invoke(call, &arguments.words) == 0)
+                    .count()
+                    .to_string())
             }
             ("@threads", [threads, times, name, arguments @ ..]) => self.threads(threads, times, name, arguments),
             ("@fork", _) => self.fork(rest),
@@ -160,7 +180,12 @@ impl Client {
                 let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
                 let signal = i32::try_from(number(signal)?).map_err(|e| e.to_string())?;
                 unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
-                Ok(if action.sa_sigaction == libc::SIG_DFL { "default" } else { "own" }.into())
+                Ok(if action.sa_sigaction == libc::SIG_DFL {
+                    "default"
+                } else {
+                    "own"
+                }
+                .into())
             }
             ("@pid", _) => Ok(std::process::id().to_string()),
             (name, arguments) => {
@@ -192,7 +217,11 @@ impl Client {
     ) -> Result<String, String> {
         let name = CString::new(symbol).map_err(|e| e.to_string())?;
         let (mut found, mut status) = (ptr::null_mut::<c_void>(), 77_i32);
-        let call = function(if second { "cuGetProcAddress_v2" } else { "cuGetProcAddress" })?;
+        let call = function(if second {
+            "cuGetProcAddress_v2"
+        } else {
+            "cuGetProcAddress"
+        })?;
         let address = |p: usize| u64::try_from(p).unwrap_or_default();
         let words = [
             address(name.as_ptr().addr()),
@@ -210,8 +239,13 @@ impl Client {
         name.as_ptr().expose_provenance();
         let code = invoke(call, &words);
         let seen = describe(found);
-        self.variables.insert(variable.to_owned(), Box::new(address(found.expose_provenance())));
-        Ok(if second { format!("{code} status={status} {seen}") } else { format!("{code} {seen}") })
+        self.variables
+            .insert(variable.to_owned(), Box::new(address(found.expose_provenance())));
+        Ok(if second {
+            format!("{code} status={status} {seen}")
+        } else {
+            format!("{code} {seen}")
+        })
     }
 
     fn threads(&mut self, threads: &str, times: &str, name: &str, arguments: &[&str]) -> Result<String, String> {
@@ -240,7 +274,10 @@ impl Client {
                     })
                 })
                 .collect();
-            workers.into_iter().map(|worker| worker.join().unwrap_or_default()).sum()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_default())
+                .sum()
         });
         Ok(done.to_string())
     }
@@ -250,8 +287,10 @@ impl Client {
         unsafe { libc::pipe(ends.as_mut_ptr()) };
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let answers: Vec<String> =
-                command.split(';').map(|one| self.run(one).unwrap_or_else(|e| format!("! {e}"))).collect();
+            let answers: Vec<String> = command
+                .split(';')
+                .map(|one| self.run(one).unwrap_or_else(|e| format!("! {e}")))
+                .collect();
             let answer = answers.join("; ");
             unsafe { libc::write(ends[1], answer.as_ptr().cast(), answer.len()) };
             unsafe { libc::_exit(0) };
@@ -266,7 +305,10 @@ impl Client {
     }
 
     fn arguments(&mut self, texts: &[&str]) -> Result<Arguments, String> {
-        let mut arguments = Arguments { words: [0; 11], written: Vec::new() };
+        let mut arguments = Arguments {
+            words: [0; 11],
+            written: Vec::new(),
+        };
         for (place, text) in arguments.words.iter_mut().zip(texts) {
             *place = match text.split_at_checked(1) {
                 Some(("&", name)) => {
@@ -318,7 +360,7 @@ fn invoke(call: Function, w: &[u64; 11]) -> i32 {
 }
 
 fn number(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.find(|c: char| c == 'K' || c == 'M' || c == 'G') {
+    let (digits, unit) = match text.find(['K', 'M', 'G']) {
         Some(at) if !text.starts_with("0x") => text.split_at(at),
         _ => (text, ""),
     };

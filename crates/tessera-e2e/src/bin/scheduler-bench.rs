@@ -30,11 +30,21 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self> {
-        let mut read = Self { nodes: 1000, cards: 8, pods: 2000, calls: 2000, mode: "one".to_owned() };
+        let mut read = Self {
+            nodes: 1000,
+            cards: 8,
+            pods: 2000,
+            calls: 2000,
+            mode: "one".to_owned(),
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let value = words.next().with_context(|| format!("{word} needs a value"))?;
-            let number = || value.parse::<u32>().with_context(|| format!("{word} {value}: not a number"));
+            let number = || {
+                value
+                    .parse::<u32>()
+                    .with_context(|| format!("{word} {value}: not a number"))
+            };
             match word.as_str() {
                 "--nodes" => read.nodes = number()?,
                 "--cards" => read.cards = number()?,
@@ -52,8 +62,12 @@ impl Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::read()?;
     let artefacts = Artefacts::find(Profile::Release)?;
-    let cluster =
-        Cluster::builder().without_node().scheduler(SchedulerConfig::Off).progress(Progress::silent()).start().await?;
+    let cluster = Cluster::builder()
+        .without_node()
+        .scheduler(SchedulerConfig::Off)
+        .progress(Progress::silent())
+        .start()
+        .await?;
     let outcome = measure(&cluster, &artefacts, &arguments).await;
     cluster.stop().await?;
     println!("{}", serde_json::to_string_pretty(&outcome?)?);
@@ -128,7 +142,13 @@ async fn measure(cluster: &Cluster, artefacts: &Artefacts, a: &Arguments) -> Res
     std::fs::write(&config, include_str!("scheduler-bench.device-config.yaml"))?;
     let log = std::fs::File::create(cluster.state_dir().join("scheduler.log"))?;
     let mut child = Command::new(&artefacts.tessera)
-        .args(["scheduler", "--scheduler-name", "hami-scheduler", "--metrics-bind-address", "127.0.0.1:19395"])
+        .args([
+            "scheduler",
+            "--scheduler-name",
+            "hami-scheduler",
+            "--metrics-bind-address",
+            "127.0.0.1:19395",
+        ])
         .args(["--http_bind", &format!("127.0.0.1:{port}"), "--filter-mode", &a.mode])
         .arg("--device-config-file")
         .arg(&config)
@@ -151,7 +171,10 @@ async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
         {
             break connection;
         }
-        ensure!(start.elapsed() < Duration::from_secs(60), "the scheduler was not ready in 60 s");
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "the scheduler was not ready in 60 s"
+        );
         ensure!(child.try_wait()?.is_none(), "the scheduler ended; see its log");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
@@ -170,12 +193,20 @@ async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
         ensure!(status == 200, "filter answered {status}: {answer}");
         if n == 0 {
             let answer: Value = serde_json::from_str(&answer)?;
-            ensure!(answer["NodeNames"].as_array().is_some_and(|n| !n.is_empty()), "filter found no node: {answer}");
+            ensure!(
+                answer["NodeNames"].as_array().is_some_and(|n| !n.is_empty()),
+                "filter found no node: {answer}"
+            );
         }
     }
     times.sort();
     let at = |share: f64| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a small index")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a small index"
+        )]
         let index = ((times.len() as f64 - 1.0) * share) as usize;
         times.get(index).map_or(0.0, |t| t.as_secs_f64() * 1e3)
     };
@@ -190,7 +221,10 @@ async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
 fn rss_mib(pid: u32) -> Result<f64> {
     let path = PathBuf::from(format!("/proc/{pid}/status"));
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let kib = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+    let kib = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kib.context("no VmRSS")? / 1024.0)
 }
 
@@ -205,7 +239,8 @@ impl Connection {
     }
 
     async fn get(&mut self, path: &str) -> Result<(u16, String)> {
-        self.send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .await
     }
 
     async fn post(&mut self, path: &str, body: &str) -> Result<(u16, String)> {
@@ -220,7 +255,11 @@ impl Connection {
         self.0.get_mut().write_all(request.as_bytes()).await?;
         let mut line = String::new();
         self.0.read_line(&mut line).await?;
-        let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).with_context(|| format!("no status in {line:?}"))?;
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .with_context(|| format!("no status in {line:?}"))?;
         let mut length = 0;
         loop {
             line.clear();

@@ -20,16 +20,25 @@ fn cards() -> Result<Vec<(String, u64)>, String> {
     let find = |name: &str| format!("{name}: absent");
     // SAFETY: the signatures of these five calls are fixed by cuda.h.
     unsafe {
-        let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> c_int> = library.get(b"cuInit\0").map_err(|_| find("cuInit"))?;
-        let count: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> =
-            library.get(b"cuDeviceGetCount\0").map_err(|_| find("cuDeviceGetCount"))?;
+        let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> c_int> =
+            library.get(b"cuInit\0").map_err(|_| find("cuInit"))?;
+        let count: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> = library
+            .get(b"cuDeviceGetCount\0")
+            .map_err(|_| find("cuDeviceGetCount"))?;
         let get: Symbol<'_, unsafe extern "C" fn(*mut c_int, c_int) -> c_int> =
             library.get(b"cuDeviceGet\0").map_err(|_| find("cuDeviceGet"))?;
         let uuid: Symbol<'_, unsafe extern "C" fn(*mut c_char, c_int) -> c_int> =
             library.get(b"cuDeviceGetUuid\0").map_err(|_| find("cuDeviceGetUuid"))?;
-        let total: Symbol<'_, unsafe extern "C" fn(*mut usize, c_int) -> c_int> =
-            library.get(b"cuDeviceTotalMem_v2\0").map_err(|_| find("cuDeviceTotalMem_v2"))?;
-        let check = |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(format!("{what}: error {code}")) };
+        let total: Symbol<'_, unsafe extern "C" fn(*mut usize, c_int) -> c_int> = library
+            .get(b"cuDeviceTotalMem_v2\0")
+            .map_err(|_| find("cuDeviceTotalMem_v2"))?;
+        let check = |what: &str, code: c_int| {
+            if code == 0 {
+                Ok(())
+            } else {
+                Err(format!("{what}: error {code}"))
+            }
+        };
         check("cuInit", init(0))?;
         let mut number = 0;
         check("cuDeviceGetCount", count(&raw mut number))?;
@@ -47,7 +56,14 @@ fn cards() -> Result<Vec<(String, u64)>, String> {
 
 fn format_uuid(raw: [u8; 16]) -> String {
     let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "GPU-{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 /// UUID and MiB that the annotation promises the container at `position`.
@@ -71,10 +87,17 @@ fn main() -> ExitCode {
     let position = std::env::var("POSITION").ok().and_then(|p| p.parse().ok()).unwrap_or(0);
     let mut want = promised(&text, position);
     want.sort();
-    let mut have: Vec<(String, u64)> = seen.iter().flatten().map(|(uuid, bytes)| (uuid.clone(), bytes >> 20)).collect();
+    let mut have: Vec<(String, u64)> = seen
+        .iter()
+        .flatten()
+        .map(|(uuid, bytes)| (uuid.clone(), bytes >> 20))
+        .collect();
     have.sort();
     let agrees = seen.is_ok() && have == want;
-    println!("{}", json!({ "agrees": agrees, "seen": have, "promised": want, "error": seen.err() }));
+    println!(
+        "{}",
+        json!({ "agrees": agrees, "seen": have, "promised": want, "error": seen.err() })
+    );
     if !agrees {
         return ExitCode::from(3);
     }

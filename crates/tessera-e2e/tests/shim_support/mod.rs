@@ -2,7 +2,8 @@
 //! library in `LD_PRELOAD`, and real child processes.
 
 #![allow(unsafe_code, reason = "mounts are made in the child between fork and exec")]
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::print_stderr, reason = "tests say why they skip")]
 
 use std::{
     ffi::CString,
@@ -28,12 +29,29 @@ pub const GIB: u64 = 1 << 30;
 /// Folder of the built files; the library and the simulated driver are built once.
 pub static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["tessera-shim", "tessera-fake-core", "tessera-fake-cuda", "tessera-fake-nvml"];
+    let packages = [
+        "tessera-shim",
+        "tessera-fake-core",
+        "tessera-fake-cuda",
+        "tessera-fake-nvml",
+    ];
     let mut build = Command::new(cargo);
-    build.arg("build").arg("--quiet").args(packages.iter().flat_map(|package| ["-p", package]));
+    build
+        .arg("build")
+        .arg("--quiet")
+        .args(packages.iter().flat_map(|package| ["-p", package]));
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    assert!(build.status().unwrap().success(), "building the library and the simulated driver");
-    Path::new(env!("CARGO_BIN_EXE_cuda-client")).parent().unwrap().to_owned()
+    assert!(
+        build.status().unwrap().success(),
+        "building the library and the simulated driver"
+    );
+    Path::new(env!("CARGO_BIN_EXE_cuda-client"))
+        .parent()
+        .unwrap()
+        .to_owned()
 });
 
 /// The library under test.
@@ -59,12 +77,26 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(cards: usize) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::with_context(cards, 300)
+    }
+
+    /// Cards on which a context takes so many MiB.
+    pub fn with_context(cards: usize, context_mib: u64) -> Self {
+        // In memory: the state of the machine is a large file with few bytes in it.
+        let root = tempfile::tempdir_in("/dev/shm").unwrap();
         let description = root.path().join("cards.yaml");
-        let text = format!(
-            "cards:\n  - model: V100-PCIE-32GB\n    count: {cards}\n    memory_mib: 16384\n    reserved_mib: 0\n    context_mib: 300\n"
-        );
-        std::fs::write(&description, text).unwrap();
+        let uuids: Vec<String> = (0..cards)
+            .map(|n| format!("GPU-5e55e7a0-0000-4000-8000-{n:012x}"))
+            .collect();
+        let text: String = uuids
+            .iter()
+            .map(|uuid| {
+                format!(
+                    "  - {{model: V100-PCIE-32GB, uuid: {uuid}, memory_mib: 16384, reserved_mib: 0, context_mib: {context_mib}}}\n"
+                )
+            })
+            .collect();
+        std::fs::write(&description, format!("cards:\n{text}")).unwrap();
         let driver = root.path().join("driver");
         let output = Command::new(BUILT.join("tessera-simdriver"))
             .arg("install")
@@ -75,9 +107,7 @@ impl Machine {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let mut machine = Self { root, uuids: Vec::new() };
-        machine.uuids = machine.read_uuids(cards);
-        machine
+        Self { root, uuids }
     }
 
     pub fn driver(&self) -> PathBuf {
@@ -96,30 +126,17 @@ impl Machine {
     }
 
     pub fn on_machine(&self, command: &mut Command) {
-        command.env("TESSERA_SIM_ROOT", self.driver()).env("LD_LIBRARY_PATH", self.driver().join("lib64"));
-    }
-
-    fn read_uuids(&self, cards: usize) -> Vec<String> {
-        let mut client = self.bare();
-        client.expect("nvmlInit_v2", "0");
-        (0..cards)
-            .map(|index| {
-                let device = client.value(&format!("nvmlDeviceGetHandleByIndex_v2 {index} &d"), "d");
-                assert_ne!(device, 0);
-                client.expect("@new t 96", "ok");
-                client.expect("nvmlDeviceGetUUID $d *t 96", "0");
-                let bytes: Vec<u8> = (0..96)
-                    .map(|at| client.ask(&format!("@get t {at} 1")).parse().unwrap())
-                    .take_while(|byte| *byte != 0)
-                    .collect();
-                String::from_utf8(bytes).unwrap()
-            })
-            .collect()
+        command
+            .env("TESSERA_SIM_ROOT", self.driver())
+            .env("LD_LIBRARY_PATH", self.driver().join("lib64"));
     }
 
     /// A container with these limits in bytes on the first cards.
     pub fn container(&self, limits: &[u64]) -> Container<'_> {
-        let cards = limits.iter().zip(&self.uuids).map(|(limit, uuid)| CardGrant::with_memory(uuid, *limit).unwrap());
+        let cards = limits
+            .iter()
+            .zip(&self.uuids)
+            .map(|(limit, uuid)| CardGrant::with_memory(uuid, *limit).unwrap());
         self.container_with(cards)
     }
 
@@ -196,7 +213,13 @@ pub fn mounts(command: &mut Command, folders: Option<(PathBuf, PathBuf)>) {
             let nothing = ptr::null();
             let private = libc::MS_REC | libc::MS_PRIVATE;
             check(libc::mount(nothing, c"/".as_ptr(), nothing, private, nothing.cast()))?;
-            check(libc::mount(c"tmpfs".as_ptr(), c"/run".as_ptr(), c"tmpfs".as_ptr(), 0, nothing.cast()))?;
+            check(libc::mount(
+                c"tmpfs".as_ptr(),
+                c"/run".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                nothing.cast(),
+            ))?;
             let Some((ro, rw)) = &folders else { return Ok(()) };
             for (source, target, flags) in [
                 (ro, c"/run/tessera/grant", libc::MS_RDONLY),
@@ -204,7 +227,13 @@ pub fn mounts(command: &mut Command, folders: Option<(PathBuf, PathBuf)>) {
             ] {
                 libc::mkdir(c"/run/tessera".as_ptr(), 0o755);
                 check(libc::mkdir(target.as_ptr(), 0o755))?;
-                check(libc::mount(source.as_ptr(), target.as_ptr(), nothing, libc::MS_BIND, nothing.cast()))?;
+                check(libc::mount(
+                    source.as_ptr(),
+                    target.as_ptr(),
+                    nothing,
+                    libc::MS_BIND,
+                    nothing.cast(),
+                ))?;
                 let again = libc::MS_BIND | libc::MS_REMOUNT | flags;
                 check(libc::mount(nothing, target.as_ptr(), nothing, again, nothing.cast()))?;
             }
@@ -214,7 +243,11 @@ pub fn mounts(command: &mut Command, folders: Option<(PathBuf, PathBuf)>) {
 }
 
 fn check(result: libc::c_int) -> std::io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// A running `cuda-client`.
@@ -227,7 +260,10 @@ pub struct Client {
 
 impl Client {
     pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         Self {
             input: child.stdin.take().unwrap(),
@@ -286,7 +322,14 @@ impl Client {
     #[track_caller]
     pub fn memory(&mut self) -> (u64, u64) {
         let answer = self.expect("cuMemGetInfo_v2 &f &t", "0");
-        let number = |key: &str| answer.split(' ').find_map(|p| p.strip_prefix(key)).unwrap().parse().unwrap();
+        let number = |key: &str| {
+            answer
+                .split(' ')
+                .find_map(|p| p.strip_prefix(key))
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
         (number("f="), number("t="))
     }
 
@@ -338,7 +381,10 @@ pub fn eventually<T: PartialEq + Debug>(within: Duration, expected: T, mut ask: 
         if found == expected {
             return;
         }
-        assert!(Instant::now() < end, "still {found:?} after {within:?}, expected {expected:?}");
+        assert!(
+            Instant::now() < end,
+            "still {found:?} after {within:?}, expected {expected:?}"
+        );
         std::thread::yield_now();
     }
 }

@@ -4,7 +4,7 @@
 //! Graphs without memory nodes are not looked at: until the first node of that kind is made, a launch goes straight
 //! to the driver.
 
-use core::{ffi::c_void, sync::atomic::Ordering};
+use core::{ffi::c_void, sync::atomic::{AtomicU32, Ordering}};
 
 use super::plain::bytes;
 use crate::{
@@ -18,6 +18,15 @@ use crate::{
 const USED_CURRENT: i32 = 0;
 const RESERVED_CURRENT: i32 = 2;
 const NODE_TYPE_MEMORY: i32 = 10;
+/// 1 once a graph with memory was made. Not in the process's state: the first look of every launch is one load.
+static SEEN: AtomicU32 = AtomicU32::new(0);
+
+/// The process, if a graph with memory was ever made.
+#[inline]
+fn with_memory() -> Option<&'static Process> {
+    if SEEN.load(Ordering::Acquire) == 0 { None } else { started() }
+}
+
 /// A stream that is being recorded stands for the graph that does not exist yet; streams are no graphs.
 const RECORDING: u64 = 1 << 63;
 
@@ -43,7 +52,7 @@ fn add(process: &Process, space: Space, key: u64, more: u64) {
     if more == 0 {
         return;
     }
-    process.graph_memory.store(1, Ordering::Release);
+    SEEN.store(1, Ordering::Release);
     let known = process.table.take_if(space, key, |entry| {
         entry.extra = entry.extra.saturating_add(more);
         false
@@ -139,7 +148,7 @@ pub(crate) unsafe fn add_node_v2(
 
 pub(crate) unsafe fn destroy(real: unsafe extern "C" fn(u64) -> i32, graph: u64) -> i32 {
     // First, since another graph may get the handle as soon as this one is gone.
-    let known = started().filter(|process| process.graph_memory.load(Ordering::Acquire) != 0);
+    let known = with_memory();
     let entry = known.and_then(|process| process.table.take(Space::Graph, graph).map(|entry| (process, entry)));
     // SAFETY: the caller's argument.
     let result = unsafe { real(graph) };
@@ -156,8 +165,7 @@ pub(crate) unsafe fn end_capture(
 ) -> i32 {
     // SAFETY: the caller's arguments.
     let result = unsafe { real(stream, graph) };
-    if let Some(process) = started()
-        && process.graph_memory.load(Ordering::Acquire) != 0
+    if let Some(process) = with_memory()
         && let Some(entry) = process.table.take(Space::Graph, stream | RECORDING)
         && result == SUCCESS
         && !graph.is_null()
@@ -175,8 +183,7 @@ pub(crate) unsafe fn end_capture(
 unsafe fn instantiated(result: i32, executable: *const u64, graph: u64) -> i32 {
     if result == SUCCESS
         && !executable.is_null()
-        && let Some(process) = started()
-        && process.graph_memory.load(Ordering::Acquire) != 0
+        && let Some(process) = with_memory()
     {
         // SAFETY: by the caller's promise.
         let key = unsafe { executable.read() };
@@ -222,7 +229,7 @@ pub(crate) unsafe fn instantiate_parameters(
 pub(crate) unsafe fn launch(real: unsafe extern "C" fn(u64, u64) -> i32, executable: u64, stream: u64) -> i32 {
     // SAFETY: the caller's arguments.
     let call = || unsafe { real(executable, stream) };
-    let Some(process) = started().filter(|process| process.graph_memory.load(Ordering::Acquire) != 0) else {
+    let Some(process) = with_memory() else {
         return call();
     };
     let size = process
@@ -251,8 +258,7 @@ pub(crate) unsafe fn launch(real: unsafe extern "C" fn(u64, u64) -> i32, executa
 pub(crate) unsafe fn trim(real: unsafe extern "C" fn(i32) -> i32, device: i32) -> i32 {
     // SAFETY: the caller's argument.
     let result = unsafe { real(device) };
-    if let Some(process) = started()
-        && process.graph_memory.load(Ordering::Acquire) != 0
+    if let Some(process) = with_memory()
         && let Place::Counted(_, card) = place::of_device(device)
     {
         settle(process, card, device);

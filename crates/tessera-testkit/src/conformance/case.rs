@@ -16,7 +16,9 @@ use super::ConformanceError;
 pub fn now() -> i64 {
     static NOW: OnceLock<i64> = OnceLock::new();
     *NOW.get_or_init(|| {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
     })
 }
@@ -56,15 +58,22 @@ pub fn expand_times(value: &mut Value, now: i64) {
     match value {
         Value::String(text) => {
             while let Some(start) = text.find("{now") {
-                let Some(length) = text.get(start..).and_then(|rest| rest.find('}')) else { break };
-                let Some(inside) = text.get(start + 4..start + length) else { break };
+                let Some(length) = text.get(start..).and_then(|rest| rest.find('}')) else {
+                    break;
+                };
+                let Some(inside) = text.get(start + 4..start + length) else {
+                    break;
+                };
                 let (shift, rfc3339) = match inside.strip_suffix(":rfc3339") {
                     Some(shift) => (shift, true),
                     None => (inside, false),
                 };
                 let seconds: i64 = shift.trim_end_matches('s').parse().unwrap_or(0);
-                let printed =
-                    if rfc3339 { time::print_rfc3339(now + seconds) } else { time::print_local(now + seconds) };
+                let printed = if rfc3339 {
+                    time::print_rfc3339(now + seconds)
+                } else {
+                    time::print_local(now + seconds)
+                };
                 text.replace_range(start..=start + length, &printed);
             }
         }
@@ -75,12 +84,17 @@ pub fn expand_times(value: &mut Value, now: i64) {
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<Case>, ConformanceError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConformanceError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConformanceError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     let mut cases: Vec<Case> = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let problem =
-            |problem: String| ConformanceError::Case { path: path.to_owned(), line: number + 1, problem };
+        let problem = |problem: String| ConformanceError::Case {
+            path: path.to_owned(),
+            line: number + 1,
+            problem,
+        };
         let line: Line = serde_json::from_str(line).map_err(|error| problem(error.to_string()))?;
         let Some(op) = line.input.get("op").and_then(Value::as_str) else {
             return Err(problem("`input.op` is missing".to_owned()));
@@ -114,6 +128,9 @@ mod tests {
     fn moments_are_filled_in() {
         let mut value = json!({"a": ["Requesting_{now-20s}", "{now-10s:rfc3339},ns,p", "plain"]});
         expand_times(&mut value, 1_705_054_800);
-        assert_eq!(value, json!({"a": ["Requesting_2024-01-12 10:19:40", "2024-01-12T10:19:50Z,ns,p", "plain"]}));
+        assert_eq!(
+            value,
+            json!({"a": ["Requesting_2024-01-12 10:19:40", "2024-01-12T10:19:50Z,ns,p", "plain"]})
+        );
     }
 }

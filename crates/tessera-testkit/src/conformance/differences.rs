@@ -28,13 +28,18 @@ impl Differences {
     /// The file does not open or is not of this form, or an id stands twice.
     pub fn read() -> Result<Self, ConformanceError> {
         let path = folder().join("differences.toml");
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| ConformanceError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| ConformanceError::Read {
+            path: path.clone(),
+            source,
+        })?;
         Self::parse(&path, &text)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConformanceError> {
-        let problem = |problem: String| ConformanceError::Differences { path: path.to_owned(), problem };
+        let problem = |problem: String| ConformanceError::Differences {
+            path: path.to_owned(),
+            problem,
+        };
         let document: DocumentMut = text.parse().map_err(|error| problem(format!("{error}")))?;
         let mut differences = BTreeMap::new();
         let tables = document.get("difference").and_then(|item| item.as_array_of_tables());
@@ -64,7 +69,7 @@ impl Differences {
     }
 
     /// Ids that no case of `known` has: leftovers, which are an error.
-    pub fn unknown<'a>(&'a self, known: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a str> {
+    pub fn unknown(&self, known: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str).filter(move |id| !known(id))
     }
 }

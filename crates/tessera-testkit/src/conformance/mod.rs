@@ -71,7 +71,11 @@ impl Suite {
     /// # Errors
     /// The file does not open, or a line is no case.
     pub fn read(name: &str) -> Result<Self, ConformanceError> {
-        Ok(Self { name: name.to_owned(), cases: case::read(&folder().join(format!("{name}-cases.jsonl")))?, ops: Vec::new() })
+        Ok(Self {
+            name: name.to_owned(),
+            cases: case::read(&folder().join(format!("{name}-cases.jsonl")))?,
+            ops: Vec::new(),
+        })
     }
 
     /// Adds operations; a later one of the same name wins.
@@ -121,8 +125,73 @@ fn judge(case: &Case, outcome: Result<serde_json::Value, String>, difference: Op
             Verdict::Failed("is listed as a difference and does not differ any more: take it off the list".to_owned())
         }
         Some(difference) if same(&difference.ours, &outcome) => Verdict::Differs(difference.reason.clone()),
-        Some(difference) => {
-            Verdict::Failed(format!("differs otherwise than listed\n          listed   {}\n          got      {outcome}", difference.ours))
+        Some(difference) => Verdict::Failed(format!(
+            "differs otherwise than listed\n          listed   {}\n          got      {outcome}",
+            difference.ours
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn case(expected: Value) -> Case {
+        Case {
+            id: "x-001".to_owned(),
+            title: String::new(),
+            kind: "x".to_owned(),
+            op: "x".to_owned(),
+            input: Value::Null,
+            expected,
+            deviation_ok: false,
         }
+    }
+
+    fn listed(ours: Value) -> Difference {
+        Difference {
+            ours,
+            reason: "because".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_difference_passes_only_as_it_is_listed() {
+        let case = case(json!(1));
+        let differs = |verdict: Verdict| verdict == Verdict::Differs("because".to_owned());
+        assert_eq!(judge(&case, Ok(json!(1)), None), Verdict::Passed);
+        assert!(matches!(judge(&case, Ok(json!(2)), None), Verdict::Failed(_)));
+        assert!(differs(judge(&case, Ok(json!(2)), Some(&listed(json!(2))))));
+        assert!(matches!(
+            judge(&case, Ok(json!(3)), Some(&listed(json!(2)))),
+            Verdict::Failed(_)
+        ));
+        assert!(matches!(
+            judge(&case, Ok(json!(1)), Some(&listed(json!(2)))),
+            Verdict::Failed(_)
+        ));
+        assert!(matches!(
+            judge(&case, Err("broken".to_owned()), Some(&listed(json!(2)))),
+            Verdict::Failed(_)
+        ));
+    }
+
+    #[test]
+    fn a_case_without_its_operation_fails() {
+        let suite = Suite {
+            name: "x".to_owned(),
+            cases: vec![case(json!(1))],
+            ops: Vec::new(),
+        };
+        assert_eq!(suite.run(&Differences::default()).totals(), (0, 0, 1));
+        assert_eq!(
+            suite
+                .with(&[("x", |_| Ok(json!(1)))])
+                .run(&Differences::default())
+                .totals(),
+            (1, 0, 0)
+        );
     }
 }

@@ -34,7 +34,12 @@ pub struct Report {
 
 impl Report {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), kinds: BTreeMap::new(), failures: Vec::new(), strict_differences: 0 }
+        Self {
+            name: name.to_owned(),
+            kinds: BTreeMap::new(),
+            failures: Vec::new(),
+            strict_differences: 0,
+        }
     }
 
     pub(super) fn add(&mut self, case: &Case, verdict: Verdict) {
@@ -47,7 +52,10 @@ impl Report {
             }
             Verdict::Failed(problem) => {
                 counts.failed += 1;
-                self.failures.push(format!("{} ({}): {}\n          {problem}", case.id, case.op, case.title));
+                self.failures.push(format!(
+                    "{} ({}): {}\n          {problem}",
+                    case.id, case.op, case.title
+                ));
             }
         }
     }
@@ -61,9 +69,11 @@ impl Report {
     /// Passed, differing by design, failed.
     #[must_use]
     pub fn totals(&self) -> (usize, usize, usize) {
-        self.kinds.values().fold((0, 0, 0), |(passed, differs, failed), counts| {
-            (passed + counts.passed, differs + counts.differs, failed + counts.failed)
-        })
+        self.kinds
+            .values()
+            .fold((0, 0, 0), |(passed, differs, failed), counts| {
+                (passed + counts.passed, differs + counts.differs, failed + counts.failed)
+            })
     }
 
     /// Differences from outcomes that the reference's users could count on.
@@ -77,7 +87,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<24} {:>7} {:>8} {:>7}", self.name, "passed", "differ", "failed")?;
         for (kind, counts) in &self.kinds {
-            writeln!(f, "  {kind:<22} {:>7} {:>8} {:>7}", counts.passed, counts.differs, counts.failed)?;
+            writeln!(
+                f,
+                "  {kind:<22} {:>7} {:>8} {:>7}",
+                counts.passed, counts.differs, counts.failed
+            )?;
         }
         for failure in &self.failures {
             writeln!(f, "  FAILED  {failure}")?;

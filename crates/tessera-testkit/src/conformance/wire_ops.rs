@@ -63,7 +63,10 @@ fn text(error: impl std::fmt::Display) -> String {
 fn scoring_weights(case: &Case) -> Result<Value, String> {
     let annotation: Option<String> = member(&case.input, "annotation")?;
     let weights = annotation.as_deref().map_or(Ok(Weights::default()), Weights::parse);
-    Ok(weights.map_or_else(|_| refused(), |w| json!({"slot": w.slot, "core": w.core, "memory": w.memory})))
+    Ok(weights.map_or_else(
+        |_| refused(),
+        |w| json!({"slot": w.slot, "core": w.core, "memory": w.memory}),
+    ))
 }
 
 fn cards(case: &Case) -> Result<Vec<Card>, String> {
@@ -102,7 +105,9 @@ fn encode_mig_allocations(case: &Case) -> Result<Value, String> {
     let mut reservations = Vec::new();
     for (container, devices) in containers.iter().enumerate() {
         for (device, entry) in devices.iter().enumerate() {
-            let Some(profile) = member::<Option<String>>(entry, "profile")? else { continue };
+            let Some(profile) = member::<Option<String>>(entry, "profile")? else {
+                continue;
+            };
             let placement: Placement = member(entry, "placement")?;
             reservations.push(MigReservation {
                 container: u32::try_from(container).map_err(text)?,
@@ -142,11 +147,17 @@ fn registered(cards: Result<Vec<Card>, register::RegisterError>) -> Value {
 }
 
 fn decode_node_json(case: &Case) -> Result<Value, String> {
-    Ok(registered(register::parse_json(&member::<String>(&case.input, "text")?, &nvidia()?)))
+    Ok(registered(register::parse_json(
+        &member::<String>(&case.input, "text")?,
+        &nvidia()?,
+    )))
 }
 
 fn decode_node_legacy(case: &Case) -> Result<Value, String> {
-    Ok(registered(register::parse_legacy(&member::<String>(&case.input, "text")?, &nvidia()?)))
+    Ok(registered(register::parse_legacy(
+        &member::<String>(&case.input, "text")?,
+        &nvidia()?,
+    )))
 }
 
 /// Shares in the cases' spelling.
@@ -179,7 +190,10 @@ fn decode_node_lock(case: &Case) -> Result<Value, String> {
     Ok(NodeLock::parse(&member::<String>(&case.input, "text")?).map_or_else(
         |_| refused(),
         |lock| {
-            let (namespace, name) = lock.owner.map(|owner| (owner.namespace, owner.name)).unwrap_or_default();
+            let (namespace, name) = lock
+                .owner
+                .map(|owner| (owner.namespace, owner.name))
+                .unwrap_or_default();
             json!({"time_unix": lock.at, "namespace": namespace, "name": name})
         },
     ))
@@ -215,7 +229,10 @@ fn pick_pending_pod(case: &Case) -> Result<Value, String> {
 
 /// The pod of a lock case.
 fn owner(value: &Value) -> Result<LockOwner, String> {
-    Ok(LockOwner { namespace: member(value, "namespace")?, name: member(value, "name")? })
+    Ok(LockOwner {
+        namespace: member(value, "namespace")?,
+        name: member(value, "name")?,
+    })
 }
 
 /// The owner of a lock as the cases spell it; `/` if there is none or it does not read.
@@ -231,7 +248,11 @@ pub fn holder(lock: Option<&str>) -> String {
 pub fn take_lock(current: Option<&str>, me: &LockOwner, alive: impl Fn(&LockOwner) -> bool) -> LockStep {
     match node_lock::decide(current, me, now(), node_lock::DEFAULT_TIMEOUT_S, None) {
         LockStep::AskOwner(owner) => {
-            let state = if alive(&owner) { OwnerState::Alive } else { OwnerState::Gone };
+            let state = if alive(&owner) {
+                OwnerState::Alive
+            } else {
+                OwnerState::Gone
+            };
             node_lock::decide(current, me, now(), node_lock::DEFAULT_TIMEOUT_S, Some(state))
         }
         step => step,
@@ -241,11 +262,17 @@ pub fn take_lock(current: Option<&str>, me: &LockOwner, alive: impl Fn(&LockOwne
 fn node_lock_op(case: &Case) -> Result<Value, String> {
     let me = owner(&member(&case.input, "pod")?)?;
     let current: Option<String> = member(&case.input, "node_lock")?;
-    let existing =
-        member::<Vec<Value>>(&case.input, "existing_pods")?.iter().map(owner).collect::<Result<Vec<_>, _>>()?;
+    let existing = member::<Vec<Value>>(&case.input, "existing_pods")?
+        .iter()
+        .map(owner)
+        .collect::<Result<Vec<_>, _>>()?;
     let step = take_lock(current.as_deref(), &me, |owner| existing.contains(owner));
     let acquired = matches!(step, LockStep::Set | LockStep::TakeOver(_) | LockStep::Mine);
-    let holder = if acquired { me.to_string() } else { holder(current.as_deref()) };
+    let holder = if acquired {
+        me.to_string()
+    } else {
+        holder(current.as_deref())
+    };
     Ok(json!({"acquired": acquired, "contention": step == LockStep::Contended, "holder": holder}))
 }
 

@@ -57,7 +57,9 @@ fn webhook(case: &Case) -> Result<Value, String> {
                 .limits
                 .iter()
                 .map(|(name, quantity)| {
-                    let number = quantity.as_integer().map_or_else(|| quantity.to_string(), |number| number.to_string());
+                    let number = quantity
+                        .as_integer()
+                        .map_or_else(|| quantity.to_string(), |number| number.to_string());
                     (name.clone(), json!(number))
                 })
                 .collect();

@@ -25,7 +25,9 @@ fn schedule(case: &Case) -> Result<Value, String> {
     }
     let candidates = member::<Option<Vec<String>>>(&case.input, "candidates")?.unwrap_or(names);
     let pod: PodView = member(&case.input, "pod")?;
-    let Ok(demand) = engine.demand(&pod) else { return Ok(refused()) };
+    let Ok(demand) = engine.demand(&pod) else {
+        return Ok(refused());
+    };
     if demand.is_empty() {
         return Ok(json!({"nodes": candidates, "annotations": {}, "labels": null}));
     }

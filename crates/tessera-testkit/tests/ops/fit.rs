@@ -57,7 +57,10 @@ struct InUse {
 
 impl From<InUse> for Held {
     fn from(held: InUse) -> Self {
-        Self { profile: Arc::from(held.profile.as_str()), placement: held.placement }
+        Self {
+            profile: Arc::from(held.profile.as_str()),
+            placement: held.placement,
+        }
     }
 }
 
@@ -91,7 +94,11 @@ struct Device {
 
 impl Device {
     fn usage(&self) -> CardUsage {
-        CardUsage { slots: self.used, memory: self.usedmem, cores: self.usedcores }
+        CardUsage {
+            slots: self.used,
+            memory: self.usedmem,
+            cores: self.usedcores,
+        }
     }
 
     fn trial(self) -> TrialCard {
@@ -108,7 +115,12 @@ impl Device {
             mig_profiles: self.mig_profiles.into_iter().map(Into::into).collect(),
             ..build::card(&self.id).card()
         };
-        TrialCard { card, usage, instances: self.mig_in_use.into_iter().map(Into::into).collect(), cordoned: false }
+        TrialCard {
+            card,
+            usage,
+            instances: self.mig_in_use.into_iter().map(Into::into).collect(),
+            cordoned: false,
+        }
     }
 }
 
@@ -148,12 +160,17 @@ fn fit_container(case: &Case) -> Result<Value, String> {
     let class = nvidia()?;
     let vendor = engine.vendors().get(&class).ok_or("no NVIDIA class")?;
     let pod: PodView = member(&case.input, "pod")?;
-    let node: BTreeMap<String, String> =
-        member::<Option<_>>(&case.input, "node_annotations")?.unwrap_or_default();
-    let cordoned: Vec<&str> =
-        node.get(keys::DEVICE_CORDON).map(|list| list.split(',').map(str::trim).collect()).unwrap_or_default();
+    let node: BTreeMap<String, String> = member::<Option<_>>(&case.input, "node_annotations")?.unwrap_or_default();
+    let cordoned: Vec<&str> = node
+        .get(keys::DEVICE_CORDON)
+        .map(|list| list.split(',').map(str::trim).collect())
+        .unwrap_or_default();
     let scores: Option<Value> = member(&case.input, "pair_scores")?;
-    let scores = scores.map_or(Ok(BTreeMap::new()), |scores| register::parse_scores(&scores.to_string())).map_err(text)?;
+    let scores = scores
+        .map_or(Ok(BTreeMap::new()), |scores| {
+            register::parse_scores(&scores.to_string())
+        })
+        .map_err(text)?;
     let mut cards: Vec<TrialCard> = devices(case)?.into_iter().map(Device::trial).collect();
     for trial in &mut cards {
         trial.cordoned = cordoned.contains(&trial.card.id.as_str());
@@ -163,31 +180,37 @@ fn fit_container(case: &Case) -> Result<Value, String> {
     for (namespace, name, hard) in quotas(&case.input, "quotas")? {
         books.set(&namespace, &name, &hard, |_| true);
     }
-    let policy = pod.annotation(keys::GPU_POLICY).map(|policy| CardPolicy::parse(policy).0);
+    let policy = pod
+        .annotation(keys::GPU_POLICY)
+        .map(|policy| CardPolicy::parse(policy).0);
     let ask = member::<Request>(&case.input, "request")?.ask()?;
     let selection = vendor.selection(&pod).map_err(text)?;
     // The cases list the cards in sorted order, which is examined from its end.
     let examined: Vec<usize> = (0..cards.len()).rev().collect();
     let room = books.room(&pod.id.namespace, vendor.names());
-    Ok(match engine.fit_cards(&cards, Some(&examined), &ask, &selection, policy.as_ref(), room) {
-        Ok(given) => {
-            let devices: Vec<Value> = given
+    Ok(
+        match engine.fit_cards(&cards, Some(&examined), &ask, &selection, policy.as_ref(), room) {
+            Ok(given) => {
+                let devices: Vec<Value> = given
                 .iter()
                 .filter_map(|given| {
                     let card = &cards.get(given.position)?.card;
                     Some(json!({"uuid": card.id, "type": class, "mem": given.asked_memory, "cores": given.asked_cores}))
                 })
                 .collect();
-            json!({"fit": true, "devices": devices})
-        }
-        Err(refusal) => json!({"fit": false, "reason": engine_text::hami_node(&refusal)}),
-    })
+                json!({"fit": true, "devices": devices})
+            }
+            Err(refusal) => json!({"fit": false, "reason": engine_text::hami_node(&refusal)}),
+        },
+    )
 }
 
 fn device_score(case: &Case) -> Result<Value, String> {
     let trial = member::<Device>(&case.input, "device")?.trial();
-    let asks =
-        member::<Vec<Request>>(&case.input, "requests")?.into_iter().map(Request::ask).collect::<Result<Vec<_>, _>>()?;
+    let asks = member::<Vec<Request>>(&case.input, "requests")?
+        .into_iter()
+        .map(Request::ask)
+        .collect::<Result<Vec<_>, _>>()?;
     let weights = match member::<Option<Value>>(&case.input, "weights")? {
         None => Weights::default(),
         Some(weights) => Weights {
@@ -201,7 +224,10 @@ fn device_score(case: &Case) -> Result<Value, String> {
 
 fn node_score(case: &Case) -> Result<Value, String> {
     let cards: Vec<TrialCard> = devices(case)?.into_iter().map(Device::trial).collect();
-    let score = order::node_score(cards.iter().map(|trial| (&trial.card, trial.usage)), CardUsage::default());
+    let score = order::node_score(
+        cards.iter().map(|trial| (&trial.card, trial.usage)),
+        CardUsage::default(),
+    );
     Ok(json!({"score": score}))
 }
 
@@ -220,8 +246,11 @@ fn device_order(case: &Case) -> Result<Value, String> {
         .collect();
     let (policy, _) = CardPolicy::parse(&member::<String>(&case.input, "policy")?);
     order::sort(&mut ranks, &policy, member(&case.input, "numa_bind")?);
-    let examined: Vec<&str> =
-        ranks.iter().filter_map(|rank| devices.get(rank.position)).map(|device| device.id.as_str()).collect();
+    let examined: Vec<&str> = ranks
+        .iter()
+        .filter_map(|rank| devices.get(rank.position))
+        .map(|device| device.id.as_str())
+        .collect();
     Ok(json!({"examined": examined}))
 }
 
@@ -233,16 +262,24 @@ fn rank_nodes(case: &Case) -> Result<Value, String> {
 }
 
 fn mig_place(case: &Case) -> Result<Value, String> {
-    let profiles: Vec<MigProfile> =
-        member::<Vec<Profile>>(&case.input, "profiles")?.into_iter().map(Into::into).collect();
-    let mut taken: Vec<Held> = member::<Vec<InUse>>(&case.input, "in_use")?.into_iter().map(Into::into).collect();
+    let profiles: Vec<MigProfile> = member::<Vec<Profile>>(&case.input, "profiles")?
+        .into_iter()
+        .map(Into::into)
+        .collect();
+    let mut taken: Vec<Held> = member::<Vec<InUse>>(&case.input, "in_use")?
+        .into_iter()
+        .map(Into::into)
+        .collect();
     let mut placements = Vec::new();
     for memory in member::<Vec<u64>>(&case.input, "memory_requests")? {
         let Some((profile, placement)) = mig::find(&profiles, &taken, &[], Mib::new(memory)) else {
             placements.push(Value::Null);
             continue;
         };
-        taken.push(Held { profile: Arc::from(profile.name.as_str()), placement });
+        taken.push(Held {
+            profile: Arc::from(profile.name.as_str()),
+            placement,
+        });
         placements.push(json!({
             "profile": profile.name, "placement": placement, "mem": profile.memory, "cores": profile.cores,
         }));

@@ -37,11 +37,20 @@ pub(crate) fn vendors(case: &Case) -> Result<Arc<Vendors>, String> {
 pub(crate) fn engine(case: &Case) -> Result<Engine, String> {
     let policy: Option<String> = member(&case.input, "default_gpu_policy")?;
     let card_policy = policy.map_or_else(CardPolicy::default, |text| CardPolicy::parse(&text).0);
-    Ok(Engine::new(vendors(case)?, Defaults { node_policy: NodePolicy::Binpack, card_policy }))
+    Ok(Engine::new(
+        vendors(case)?,
+        Defaults {
+            node_policy: NodePolicy::Binpack,
+            card_policy,
+        },
+    ))
 }
 
+/// Namespace, object name, `spec.hard`.
+pub(crate) type QuotaObject = (String, String, BTreeMap<String, Quantity>);
+
 /// Quota objects of a member: namespace, object name (made unique within the case) and `spec.hard`.
-pub(crate) fn quotas(input: &Value, name: &str) -> Result<Vec<(String, String, BTreeMap<String, Quantity>)>, String> {
+pub(crate) fn quotas(input: &Value, name: &str) -> Result<Vec<QuotaObject>, String> {
     let objects: Vec<Value> = member::<Option<_>>(input, name)?.unwrap_or_default();
     let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
     objects
@@ -60,11 +69,17 @@ pub(crate) fn quotas(input: &Value, name: &str) -> Result<Vec<(String, String, B
 
 /// A running pod that holds what an allocation text says: limits are added so that it asks for what it has.
 pub(crate) fn holder(mut pod: Value) -> Result<Value, String> {
-    let allocated = pod["metadata"]["annotations"]["hami.io/vgpu-devices-allocated"].as_str().unwrap_or_default();
+    let allocated = pod["metadata"]["annotations"]["hami.io/vgpu-devices-allocated"]
+        .as_str()
+        .unwrap_or_default();
     let containers = device_text::parse(allocated).map_err(text)?;
     let init = pod["spec"]["initContainers"].as_array().map_or(0, Vec::len);
     for (position, shares) in containers.iter().enumerate().filter(|(_, shares)| !shares.is_empty()) {
-        let (list, at) = if position < init { ("initContainers", position) } else { ("containers", position - init) };
+        let (list, at) = if position < init {
+            ("initContainers", position)
+        } else {
+            ("containers", position - init)
+        };
         if pod["spec"][list].get(at).is_none() {
             return Err(format!("container {position} of the allocation is not in the pod"));
         }
@@ -84,5 +99,13 @@ pub(crate) fn world(case: &Case) -> Result<World, String> {
 
 /// Roles of so many init containers followed by app containers.
 pub(crate) fn roles(init: usize, all: usize) -> Vec<ContainerRole> {
-    (0..all).map(|at| if at < init { ContainerRole::Init } else { ContainerRole::App }).collect()
+    (0..all)
+        .map(|at| {
+            if at < init {
+                ContainerRole::Init
+            } else {
+                ContainerRole::App
+            }
+        })
+        .collect()
 }

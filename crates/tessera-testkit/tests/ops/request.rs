@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tessera_engine::Quotas;
 use tessera_testkit::conformance::wire_ops::{member, nvidia, refused};
 use tessera_testkit::conformance::{Case, Op};
-use tessera_types::{Allocation, Ask, CardUsage, MemoryAsk, Mib, Cores, effective_usage};
+use tessera_types::{Allocation, Ask, CardUsage, Cores, MemoryAsk, Mib, effective_usage};
 use tessera_wire::{NodeView, PodView, device_text};
 
 use super::{quotas, roles, text, vendors};
@@ -33,8 +33,14 @@ fn requests(case: &Case, pod: &Value) -> Result<Option<Vec<Value>>, String> {
     let vendors = vendors(case)?;
     let vendor = vendors.get(&nvidia()?).ok_or("no NVIDIA class")?;
     let pod = PodView::from_json(pod).map_err(text)?;
-    let asks: Result<Vec<_>, _> = pod.containers.iter().map(|container| vendor.parse(container, &pod)).collect();
-    Ok(asks.ok().map(|asks| asks.iter().map(|ask| spelled(ask.as_ref())).collect()))
+    let asks: Result<Vec<_>, _> = pod
+        .containers
+        .iter()
+        .map(|container| vendor.parse(container, &pod))
+        .collect();
+    Ok(asks
+        .ok()
+        .map(|asks| asks.iter().map(|ask| spelled(ask.as_ref())).collect()))
 }
 
 fn container_request(case: &Case) -> Result<Value, String> {
@@ -70,7 +76,9 @@ fn node_devices(case: &Case) -> Result<Value, String> {
 /// Reads an allocation text of the NVIDIA class.
 pub(crate) fn allocation(written: &str) -> Result<Allocation, String> {
     let mut allocation = Allocation::default();
-    allocation.classes.insert(nvidia()?, device_text::parse(written).map_err(text)?);
+    allocation
+        .classes
+        .insert(nvidia()?, device_text::parse(written).map_err(text)?);
     Ok(allocation)
 }
 
@@ -81,9 +89,9 @@ fn usage(case: &Case, init_done: bool) -> Result<Value, String> {
     let devices: Vec<Value> = effective_usage(&allocation, &roles(init, all), init_done)
         .0
         .iter()
-        .map(|(card, (_, usage))| {
-            json!({"uuid": card, "mem": usage.memory, "cores": usage.cores, "slots": usage.slots})
-        })
+        .map(
+            |(card, (_, usage))| json!({"uuid": card, "mem": usage.memory, "cores": usage.cores, "slots": usage.slots}),
+        )
         .collect();
     Ok(json!({"devices": devices}))
 }
@@ -92,7 +100,12 @@ fn quota_check(case: &Case) -> Result<Value, String> {
     let vendors = vendors(case)?;
     let vendor = vendors.get(&nvidia()?).ok_or("no NVIDIA class")?;
     let names = vendor.names();
-    let managed = |name: &str| [&names.memory, &names.cores].into_iter().flatten().any(|known| known == name);
+    let managed = |name: &str| {
+        [&names.memory, &names.cores]
+            .into_iter()
+            .flatten()
+            .any(|known| known == name)
+    };
     let mut books = Quotas::default();
     for (namespace, name, hard) in quotas(&case.input, "quotas")? {
         books.set(&namespace, &name, &hard, managed);
@@ -100,7 +113,10 @@ fn quota_check(case: &Case) -> Result<Value, String> {
     for entry in member::<Vec<Value>>(&case.input, "usage")? {
         let namespace: String = member(&entry, "namespace")?;
         let held = effective_usage(&allocation(&member::<String>(&entry, "allocation")?)?, &[], false);
-        let sum = held.0.values().fold(CardUsage::default(), |sum, (_, usage)| sum.plus(*usage));
+        let sum = held
+            .0
+            .values()
+            .fold(CardUsage::default(), |sum, (_, usage)| sum.plus(*usage));
         let (memory, cores): (Mib, Cores) = (sum.memory, sum.cores);
         if member::<Option<bool>>(&entry, "remove")?.unwrap_or(false) {
             books.release(&namespace, names, memory, cores);
@@ -127,7 +143,10 @@ fn quota_check(case: &Case) -> Result<Value, String> {
         .into_iter()
         .map(|(name, state)| {
             let limit = state.limit;
-            (name, json!({"used": state.used, "limit": limit.unwrap_or(0), "limit_set": limit.is_some()}))
+            (
+                name,
+                json!({"used": state.used, "limit": limit.unwrap_or(0), "limit_set": limit.is_some()}),
+            )
         })
         .collect();
     Ok(json!({"fits": fits, "state": state}))

@@ -41,25 +41,43 @@ struct Server(Arc<Mutex<BTreeMap<String, Value>>>);
 impl Server {
     fn put(&self, path: &str, mut object: Value) {
         object["metadata"]["resourceVersion"] = json!("1");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), object);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path.to_owned(), object);
     }
 
     fn object(&self, path: &str) -> Value {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned().unwrap_or_default()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(path)
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn answer(&self, method: &Method, path: &str, body: &Value) -> (StatusCode, Value) {
         let failure = |code: StatusCode, reason: &str| {
             let text = format!("{path}: {reason}");
-            (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": text, "reason": reason, "code": code.as_u16()}))
+            (
+                code,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": text, "reason": reason, "code": code.as_u16()}),
+            )
         };
         let mut objects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pod) = path.strip_suffix("/binding") {
-            let Some(object) = objects.get_mut(pod) else { return failure(StatusCode::NOT_FOUND, "NotFound") };
+            let Some(object) = objects.get_mut(pod) else {
+                return failure(StatusCode::NOT_FOUND, "NotFound");
+            };
             object["spec"]["nodeName"] = body["target"]["name"].clone();
-            return (StatusCode::CREATED, json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201}));
+            return (
+                StatusCode::CREATED,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201}),
+            );
         }
-        let Some(object) = objects.get_mut(path) else { return failure(StatusCode::NOT_FOUND, "NotFound") };
+        let Some(object) = objects.get_mut(path) else {
+            return failure(StatusCode::NOT_FOUND, "NotFound");
+        };
         if method == Method::PATCH {
             for fixed in ["uid", "resourceVersion"] {
                 let (old, new) = (&object["metadata"][fixed], &body["metadata"][fixed]);
@@ -68,7 +86,10 @@ impl Server {
                 }
             }
             json_patch::merge(object, body);
-            object["metadata"]["resourceVersion"] = json!(format!("{}1", object["metadata"]["resourceVersion"].as_str().unwrap_or_default()));
+            object["metadata"]["resourceVersion"] = json!(format!(
+                "{}1",
+                object["metadata"]["resourceVersion"].as_str().unwrap_or_default()
+            ));
         }
         (StatusCode::OK, object.clone())
     }
@@ -91,7 +112,11 @@ where
         let server = self.clone();
         Box::pin(async move {
             let (parts, body) = request.into_parts();
-            let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let bytes = body
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
             let (status, answer) = server.answer(&parts.method, parts.uri.path(), &body);
             let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
@@ -115,7 +140,11 @@ async fn books(engine: &Engine, nodes: &[Value], synced: bool, stop: &Cancellati
         let object = serde_json::from_value(node.clone()).map_err(text)?;
         events.push(Input::Node(Change::Listed(Box::new(object))));
     }
-    events.extend([Input::Node(Change::Complete), Input::Pod(Change::Complete), Input::Quota(Change::Complete)]);
+    events.extend([
+        Input::Node(Change::Complete),
+        Input::Pod(Change::Complete),
+        Input::Quota(Change::Complete),
+    ]);
     for event in events {
         inputs.send(event).await.map_err(text)?;
     }
@@ -124,14 +153,26 @@ async fn books(engine: &Engine, nodes: &[Value], synced: bool, stop: &Cancellati
     Ok(books)
 }
 
-async fn app(case: &Case, server: Server, nodes: &[Value], synced: bool, stop: &CancellationToken) -> Result<Arc<App>, String> {
+async fn app(
+    case: &Case,
+    server: Server,
+    nodes: &[Value],
+    synced: bool,
+    stop: &CancellationToken,
+) -> Result<Arc<App>, String> {
     let engine = engine(case)?;
     let client = Client::new(server, "default");
-    let (_alive, reach) = watch::channel(Reach { since: Instant::now(), state: Ok(()) });
+    let (_alive, reach) = watch::channel(Reach {
+        since: Instant::now(),
+        state: Ok(()),
+    });
     let parts = Parts {
         books: books(&engine, nodes, synced, stop).await?,
         engine,
-        cluster: Cluster { client: client.clone(), locks: NodeLocks::new(client, Duration::from_secs(300)) },
+        cluster: Cluster {
+            client: client.clone(),
+            locks: NodeLocks::new(client, Duration::from_secs(300)),
+        },
         recorder: Recorder::channel(16).0,
         health: Health::default(),
         reach,
@@ -149,7 +190,10 @@ async fn app(case: &Case, server: Server, nodes: &[Value], synced: bool, stop: &
 }
 
 fn run<F: Future<Output = Result<Value, String>>>(work: impl FnOnce(CancellationToken) -> F) -> Result<Value, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(text)?;
     let stop = CancellationToken::new();
     let outcome = runtime.block_on(work(stop.clone()));
     stop.cancel();
@@ -158,7 +202,10 @@ fn run<F: Future<Output = Result<Value, String>>>(work: impl FnOnce(Cancellation
 
 /// One request through the router: status and body.
 async fn ask(app: &Arc<App>, request: Request<Body>) -> Result<(u16, Value), String> {
-    let response = router(app, Routes::All(Guard::Near)).oneshot(request).await.map_err(text)?;
+    let response = router(app, Routes::All(Guard::Near))
+        .oneshot(request)
+        .await
+        .map_err(text)?;
     let status = response.status().as_u16();
     let bytes = response.into_body().collect().await.map_err(text)?.to_bytes();
     Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
@@ -169,7 +216,9 @@ fn http(case: &Case) -> Result<Value, String> {
     let path: String = member(input, "path")?;
     let padding = member::<Option<usize>>(input, "body_pad_bytes")?.unwrap_or(0);
     let body = member::<String>(input, "body")?.replace("@PAD@", &"x".repeat(padding));
-    let mut request = Request::builder().method(member::<String>(input, "method")?.as_str()).uri(&path);
+    let mut request = Request::builder()
+        .method(member::<String>(input, "method")?.as_str())
+        .uri(&path);
     if let Some(kind) = member::<Option<String>>(input, "content_type")? {
         request = request.header("content-type", kind);
     }
@@ -189,7 +238,12 @@ fn http(case: &Case) -> Result<Value, String> {
             outcome["code"] = response["status"]["code"].clone();
         } else if let Some(members) = answer.as_object() {
             outcome["keys"] = json!(members.len());
-            outcome["error_set"] = json!(members.get("Error").and_then(Value::as_str).is_some_and(|error| !error.is_empty()));
+            outcome["error_set"] = json!(
+                members
+                    .get("Error")
+                    .and_then(Value::as_str)
+                    .is_some_and(|error| !error.is_empty())
+            );
         }
         Ok(outcome)
     })
@@ -207,7 +261,10 @@ fn bind(case: &Case) -> Result<Value, String> {
     let node_path = format!("/api/v1/nodes/{name}");
     server.put(&node_path, node.clone());
     let pod_path = |pod: &Value| -> Result<String, String> {
-        let (namespace, name): (String, String) = (member(&pod["metadata"], "namespace")?, member(&pod["metadata"], "name")?);
+        let (namespace, name): (String, String) = (
+            member(&pod["metadata"], "namespace")?,
+            member(&pod["metadata"], "name")?,
+        );
         Ok(format!("/api/v1/namespaces/{namespace}/pods/{name}"))
     };
     let pod: Value = member(input, "pod")?;
@@ -219,14 +276,20 @@ fn bind(case: &Case) -> Result<Value, String> {
         "PodName": pod["metadata"]["name"], "PodNamespace": pod["metadata"]["namespace"],
         "PodUID": pod["metadata"]["uid"], "Node": name,
     });
-    let request = Request::post("/bind").body(Body::from(args.to_string())).map_err(text)?;
+    let request = Request::post("/bind")
+        .body(Body::from(args.to_string()))
+        .map_err(text)?;
     run(|stop| async move {
         let app = app(case, server.clone(), &[node], true, &stop).await?;
         let (_, answer) = ask(&app, request).await?;
         let error = answer["Error"].as_str().unwrap_or("no answer");
         // What failed comes before the reference's words.
         let expected = case.expected["error"].as_str().unwrap_or_default();
-        let error = if error.ends_with(expected) && !expected.is_empty() { expected } else { error };
+        let error = if error.ends_with(expected) && !expected.is_empty() {
+            expected
+        } else {
+            error
+        };
         let annotations = server.object(&pod_path(&pod)?)["metadata"]["annotations"].clone();
         let lock = server.object(&node_path)["metadata"]["annotations"][keys::NODE_LOCK].clone();
         Ok(json!({

@@ -1,8 +1,8 @@
 //! What admission changes of a container that uses NVIDIA cards, or must not see them.
 
-use tessera_engine::{Admit, ContainerEdit, RequestError};
+use tessera_engine::{Admit, ContainerEdit, RequestError, go_bool};
 use tessera_wire::config::CorePolicy;
-use tessera_wire::{PodView, keys};
+use tessera_wire::{PodView, Quantity, keys};
 
 use super::Nvidia;
 
@@ -27,7 +27,8 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
             _ => {
                 // HAMi's own words, which tools match on.
                 let text = format!(
-                    "invalid {resource} value {quantity} in container {name}: must be an integer between 0 and 100"
+                    "invalid {resource} value {quantity} in container {name}: must be an integer between 0 and 100; \
+                     write the share of each card's memory in percent"
                 );
                 return Err(RequestError::sentence(Some(name.clone()), text));
             }
@@ -46,6 +47,7 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
         .as_deref()
         .and_then(|priority| container.view().limits.get(priority))
     {
+        check_priority(name, names.priority.as_deref().unwrap_or_default(), priority, &mut admit)?;
         let priority = priority.to_string();
         set_env(container, &mut admit, keys::ENV_TASK_PRIORITY, &priority);
     }
@@ -90,6 +92,15 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
             }
         }
     }
+    if admit.uses_device
+        && let Some(text) = pod.annotations.get(keys::NUMA_BIND)
+        && go_bool(text).is_none()
+    {
+        admit.warnings.push(format!(
+            "annotation `{}`: `{text}` is neither true nor false and counts as false; write \"true\" or \"false\"",
+            keys::NUMA_BIND
+        ));
+    }
     if admit.uses_device && !settings.runtime_class_name.is_empty() && pod.runtime_class.is_none() {
         admit.runtime_class = Some(settings.runtime_class_name.clone());
     }
@@ -97,4 +108,28 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
         set_env(container, &mut admit, keys::ENV_VISIBLE_DEVICES, "none");
     }
     Ok(admit)
+}
+
+/// The library in the container reads 0 and 1. Another whole number is passed on, as in HAMi, with a warning.
+fn check_priority(
+    container: &str,
+    resource: &str,
+    priority: &Quantity,
+    admit: &mut Admit,
+) -> Result<(), RequestError> {
+    match priority.as_integer() {
+        Some(0 | 1) => {}
+        Some(2..) => admit.warnings.push(format!(
+            "container `{container}`: `{resource}` is {priority}; only 0 (high) and 1 (low) have a meaning"
+        )),
+        _ => {
+            return Err(RequestError::resource(
+                container,
+                resource,
+                format!("`{priority}` is not a priority"),
+                "write 0 (high) or 1 (low)",
+            ));
+        }
+    }
+    Ok(())
 }

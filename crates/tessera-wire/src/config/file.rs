@@ -42,7 +42,7 @@ pub struct DeviceConfig {
     pub vnpus: Option<Ascend>,
     /// The form of Iluvatar before it became a list. Read and put aside.
     #[serde(rename = "iluvatar", skip_serializing, deserialize_with = "present")]
-    old_iluvatar: bool,
+    pub old_iluvatar: bool,
     /// What of the file has no effect, for the log.
     #[serde(skip)]
     pub warnings: Vec<String>,

@@ -108,7 +108,7 @@ pub struct Nvidia {
     pub mig_profile_allowlist: Vec<MigAllow>,
     /// HAMi 2.9's fixed geometries. Read and put aside: placements come from the driver.
     #[serde(rename = "knownMigGeometries", skip_serializing, deserialize_with = "present")]
-    pub(super) known_mig_geometries: bool,
+    pub known_mig_geometries: bool,
 }
 
 /// Whether a key stands in the file, whatever its value.

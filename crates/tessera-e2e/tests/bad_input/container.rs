@@ -1,0 +1,100 @@
+//! Processes in a container whose grant is not what the library needs.
+
+use std::process::Command;
+
+use tessera_region::fs::GrantDir;
+
+use crate::shim_support::{Client, Container, GIB, Machine, library, mounts};
+use crate::table::{Part, Row};
+
+const PLACE: &str = "the process's standard error; `cuInit` answers 800 and `nvmlInit` 4";
+
+/// What a client says that must be refused by both libraries.
+fn refused(command: Command) -> String {
+    let mut client = Client::spawn(command);
+    client.expect("cuInit 0", "800");
+    client.expect("nvmlInit_v2", "4");
+    client.said().trim_end().to_owned()
+}
+
+fn client(machine: &Machine) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cuda-client"));
+    machine.on_machine(&mut command);
+    command
+}
+
+/// A container after its grant's folder was changed.
+fn with(change: impl FnOnce(&GrantDir)) -> String {
+    let machine = Machine::new(1);
+    let container: Container<'_> = machine.container(&[GIB]);
+    change(&container.dir());
+    let mut command = client(&machine);
+    container.enter(&mut command);
+    refused(command)
+}
+
+fn rewrite(folder: &GrantDir, change: impl FnOnce(&mut Vec<u8>)) {
+    let file = folder.grant_file();
+    let mut bytes = std::fs::read(&file).unwrap();
+    change(&mut bytes);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, bytes).unwrap();
+}
+
+pub(crate) fn part() -> Part {
+    Part {
+        title: "In the container",
+        about: "The library refuses the card rather than let a process use it without a limit. Other containers on the \
+                card do not notice. The line appears once a process.",
+        rows: vec![
+            Row {
+                id: "grant-absent",
+                did: "loaded the library into a container that asked for no card",
+                place: PLACE,
+                message: "MSG:grant-absent",
+                see: || {
+                    let machine = Machine::new(1);
+                    let mut command = client(&machine);
+                    command.env("LD_PRELOAD", library());
+                    mounts(&mut command, None);
+                    refused(command)
+                },
+            },
+            Row {
+                id: "grant-damaged",
+                did: "the grant was damaged on the node",
+                place: PLACE,
+                message: "MSG:grant-damaged",
+                see: || with(|folder| rewrite(folder, |bytes| bytes[200] ^= 1)),
+            },
+            Row {
+                id: "grant-other",
+                did: "something else lies where the grant should be",
+                place: PLACE,
+                message: "MSG:grant-other",
+                see: || with(|folder| rewrite(folder, |bytes| bytes[0] ^= 1)),
+            },
+            Row {
+                id: "grant-short",
+                did: "the grant was cut short",
+                place: PLACE,
+                message: "MSG:grant-short",
+                see: || with(|folder| rewrite(folder, |bytes| bytes.truncate(100))),
+            },
+            Row {
+                id: "grant-version",
+                did: "agent and library are of different versions",
+                place: PLACE,
+                message: "MSG:grant-version",
+                see: || with(|folder| rewrite(folder, |bytes| bytes[8] = 99)),
+            },
+            Row {
+                id: "account-absent",
+                did: "the container's account was removed on the node",
+                place: PLACE,
+                message: "MSG:account-absent",
+                see: || with(|folder| std::fs::remove_file(folder.account_file()).unwrap()),
+            },
+        ],
+    }
+}

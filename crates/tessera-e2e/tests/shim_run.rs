@@ -1,0 +1,125 @@
+//! `tessera run` on the simulated machine.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(unsafe_code, reason = "signals, and another user id")]
+
+mod shim_support;
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use shim_support::{Client, GIB, Machine, can_mount, library};
+
+fn run(machine: &Machine, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera-run"));
+    command.args(options).arg("--library").arg(library()).arg("--");
+    machine.on_machine(&mut command);
+    command
+}
+
+#[test]
+fn a_command_gets_its_share_and_no_more() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(2);
+    let mut command = run(&machine, &["--memory", "4Gi", "--card", "1"]);
+    command.arg(env!("CARGO_BIN_EXE_cuda-client"));
+    let mut client = Client::spawn(command);
+    client.expect("cuInit 0", "0");
+    client.expect("cuDevicePrimaryCtxRetain &c 0", "800");
+    client.make_ready(1);
+    assert_eq!(client.memory(), (4 * GIB, 4 * GIB));
+    client.expect("cuMemAlloc_v2 &p 4097MiB", "2");
+    client.expect("cuMemAlloc_v2 &p 4GiB", "0");
+    // Two at once do not share: each run is a container of its own.
+    let mut command = run(&machine, &["--memory", "50%", "--card", &machine.uuids[1]]);
+    command.arg(env!("CARGO_BIN_EXE_cuda-client"));
+    let mut other = Client::spawn(command);
+    other.make_ready(1);
+    assert_eq!(other.memory(), (8 * GIB, 8 * GIB));
+}
+
+#[test]
+fn the_exit_status_is_the_commands() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let code = |words: &[&str]| run(&machine, &[]).args(words).status().unwrap().code();
+    assert_eq!(code(&["true"]), Some(0));
+    assert_eq!(code(&["sh", "-c", "exit 7"]), Some(7));
+    assert_eq!(code(&["sh", "-c", "kill -9 $$"]), Some(137));
+}
+
+#[test]
+fn a_signal_reaches_the_command_and_the_grant_goes() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let mut command = run(&machine, &[]);
+    command.args(["sh", "-c", "trap 'echo caught; exit 3' TERM; echo ready; read line & wait"]);
+    // The grants of root's runs are below this folder.
+    let before = std::fs::read_dir("/run/tessera/runs").map_or(0, Iterator::count);
+    let mut running = Client::spawn(command);
+    assert_eq!(running.answer(), "ready");
+    let pid = i32::try_from(running.child.id()).unwrap();
+    // SAFETY: a child of this test.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+    assert_eq!(running.answer(), "caught");
+    assert_eq!(running.child.wait().unwrap().code(), Some(3));
+    let after = std::fs::read_dir("/run/tessera/runs").map_or(0, Iterator::count);
+    assert!(after <= before + 3, "{before} grants before, {after} after");
+}
+
+#[test]
+fn an_ordinary_user_can_run_with_a_share() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let open = Command::new("chmod").arg("-R").arg("a+rwX").arg(machine.root.path()).status().unwrap();
+    assert!(open.success());
+    let folder = machine.root.path().join("bin");
+    std::fs::create_dir(&folder).unwrap();
+    // Where another user can reach them.
+    for (from, to) in [
+        (env!("CARGO_BIN_EXE_tessera-run").into(), "tessera-run"),
+        (env!("CARGO_BIN_EXE_cuda-client").into(), "cuda-client"),
+        (library(), "libvgpu.so"),
+    ] {
+        std::fs::copy(from, folder.join(to)).unwrap();
+    }
+    let mut command = Command::new(folder.join("tessera-run"));
+    command.args(["--memory", "1Gi", "--"]).arg(folder.join("cuda-client"));
+    machine.on_machine(&mut command);
+    command.env("TMPDIR", "/dev/shm").env_remove("XDG_RUNTIME_DIR");
+    command.uid(65534).gid(65534);
+    let mut client = Client::spawn(command);
+    client.make_ready(0);
+    assert_eq!(client.memory(), (GIB, GIB));
+    client.expect("cuMemAlloc_v2 &p 1025MiB", "2");
+}
+
+#[test]
+fn what_cannot_be_is_said_in_one_line() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let said = |options: &[&str], words: &[&str]| {
+        let output = run(&machine, options).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        said(&["--memory", "17Gi"], &["true"]),
+        "error: 17 GiB asked, but card 0 (Tesla V100-PCIE-32GB) has 16 GiB\n"
+    );
+    assert!(said(&["--card", "3"], &["true"]).starts_with("error: there is no card `3`; this machine has 0 (GPU-"));
+    assert_eq!(said(&[], &["no-such-command"]), "error: there is no command `no-such-command`\n");
+    let mut without_driver = run(&machine, &[]);
+    without_driver.env("LD_LIBRARY_PATH", "/nonexistent").arg("true");
+    let text = String::from_utf8(without_driver.output().unwrap().stderr).unwrap();
+    assert!(text.contains("libnvidia-ml.so.1 is not installed"), "{text}");
+}

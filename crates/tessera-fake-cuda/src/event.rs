@@ -1,0 +1,152 @@
+//! Events.
+
+use std::ffi::{c_int, c_uint};
+
+use crate::abi::{CAPTURE_UNSUPPORTED, INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R, put};
+use crate::capture::{self, Captured};
+use crate::graph::NodeKind;
+use crate::state;
+use crate::stream;
+use crate::timing;
+
+/// One event.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) context: u64,
+    flags: u32,
+    /// When its last record is reached; nothing before the first.
+    pub(crate) time: Option<u64>,
+    /// Set while the last record lies in a capture.
+    pub(crate) captured: Option<Captured>,
+}
+
+fn record(event: u64, handle: u64, pt: bool, external: bool) -> R {
+    let driver = state::driver()?;
+    let inner = &mut *driver.lock();
+    let stream = stream::resolve(driver, inner, handle, pt)?;
+    if !inner.events.contains_key(&event) {
+        return Err(INVALID_HANDLE);
+    }
+    if capture::active(inner, stream)? {
+        if external {
+            return capture::record(inner, stream, NodeKind::EventRecord { event }).map(|_| ());
+        }
+        let captured = capture::position(inner, stream);
+        if let Some(entry) = inner.events.get_mut(&event) {
+            entry.captured = captured;
+        }
+        return Ok(());
+    }
+    let time = stream::earliest(inner, stream).max(driver.machine.now_ns());
+    if let Some(entry) = inner.events.get_mut(&event) {
+        entry.time = Some(time);
+        entry.captured = None;
+    }
+    Ok(())
+}
+
+unsafe fn elapsed(out: *mut f32, start: u64, end: u64) -> R {
+    let driver = state::driver()?;
+    let inner = driver.lock();
+    let (a, b) = (
+        inner.events.get(&start).ok_or(INVALID_HANDLE)?,
+        inner.events.get(&end).ok_or(INVALID_HANDLE)?,
+    );
+    // Flag 2 says that the event takes no time.
+    let (Some(from), Some(to)) = (a.time, b.time) else {
+        return Err(INVALID_HANDLE);
+    };
+    if (a.flags | b.flags) & 2 != 0 {
+        return Err(INVALID_HANDLE);
+    }
+    if driver.machine.now_ns() < from.max(to) {
+        return Err(NOT_READY);
+    }
+    #[allow(clippy::cast_precision_loss)] // the interface gives a float of milliseconds
+    let millis = (to as i64 - from as i64) as f32 / 1e6;
+    // SAFETY: the caller of the entry point vouches for `out`.
+    unsafe { put(out, millis) }
+}
+
+api! {
+    fn cuEventCreate(out: *mut u64, flags: c_uint) {
+        let driver = state::driver()?;
+        // Interprocess events must not take time.
+        if out.is_null() || flags & !7 != 0 || flags & 6 == 4 {
+            return Err(INVALID_VALUE);
+        }
+        let inner = &mut *driver.lock();
+        let context = driver.current(inner)?;
+        let handle = inner.id();
+        inner.events.insert(handle, Event { context, flags, time: None, captured: None });
+        put(out, handle)
+    }
+    fn cuEventDestroy_v2(event: u64) {
+        let driver = state::driver()?;
+        driver.lock().events.remove(&event).map(|_| ()).ok_or(INVALID_HANDLE)
+    }
+    fn cuEventRecord(event: u64, stream: u64) also cuEventRecord_ptsz { record(event, stream, PT, false) }
+    fn cuEventRecordWithFlags(event: u64, stream: u64, flags: c_uint) also cuEventRecordWithFlags_ptsz {
+        if flags & !1 != 0 {
+            return Err(INVALID_VALUE);
+        }
+        record(event, stream, PT, flags & 1 == 1)
+    }
+    fn cuEventQuery(event: u64) {
+        let driver = state::driver()?;
+        let inner = driver.lock();
+        let entry = inner.events.get(&event).ok_or(INVALID_HANDLE)?;
+        if entry.captured.is_some() {
+            return Err(CAPTURE_UNSUPPORTED);
+        }
+        match entry.time {
+            Some(time) if driver.machine.now_ns() < time => Err(NOT_READY),
+            _ => Ok(()),
+        }
+    }
+    fn cuEventSynchronize(event: u64) {
+        let driver = state::driver()?;
+        let time = {
+            let inner = driver.lock();
+            let entry = inner.events.get(&event).ok_or(INVALID_HANDLE)?;
+            if entry.captured.is_some() {
+                return Err(CAPTURE_UNSUPPORTED);
+            }
+            entry.time
+        };
+        timing::until(driver, time.unwrap_or(0));
+        driver.settle_pools(&mut driver.lock());
+        Ok(())
+    }
+    fn cuEventElapsedTime(out: *mut f32, start: u64, end: u64) { elapsed(out, start, end) }
+    fn cuEventElapsedTime_v2(out: *mut f32, start: u64, end: u64) { elapsed(out, start, end) }
+    fn cuCtxRecordEvent(context: u64, event: u64) {
+        let driver = state::driver()?;
+        let inner = &mut *driver.lock();
+        if !inner.contexts.contains_key(&context) {
+            return Err(INVALID_CONTEXT);
+        }
+        let time = inner.streams.values().filter(|s| s.context == context).map(|s| s.ready).fold(driver.machine.now_ns(), u64::max);
+        let entry = inner.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
+        entry.time = Some(time);
+        entry.captured = None;
+        Ok(())
+    }
+    fn cuCtxWaitEvent(context: u64, event: u64) {
+        let driver = state::driver()?;
+        let inner = &mut *driver.lock();
+        if !inner.contexts.contains_key(&context) {
+            return Err(INVALID_CONTEXT);
+        }
+        let time = inner.events.get(&event).ok_or(INVALID_HANDLE)?.time.unwrap_or(0);
+        for stream in inner.streams.values_mut().filter(|s| s.context == context) {
+            stream.ready = stream.ready.max(time);
+        }
+        Ok(())
+    }
+    fn cuDeviceGetFabricClusterUuid(out: *mut [u8; 16], device: c_int) {
+        let _ = out;
+        state::driver()?.device(device)?;
+        Err(crate::abi::NOT_SUPPORTED)
+    }
+}

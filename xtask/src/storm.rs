@@ -1,0 +1,69 @@
+//! `cargo xtask storm`: many pods, random deletes and kills, round after round on a real cluster.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use tessera_e2e::product::{Artefacts, Profile};
+use tessera_e2e::stage::{Plan, Stage};
+use tessera_e2e::storm::{self, Round};
+use tessera_testcluster::Progress;
+
+use crate::tool;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StormArgs {
+    /// How many rounds.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Decides sizes, deletes and kills; round n runs with seed + n.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Pods created at once.
+    #[arg(long, default_value_t = 200)]
+    pods: u32,
+}
+
+pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
+    tokio::runtime::Runtime::new()
+        .context("starting the async runtime")?
+        .block_on(rounds(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rounds(args: &StormArgs) -> Result<()> {
+    let artefacts = Artefacts::build(Profile::Release)?;
+    let plan = Plan {
+        cards: Some("cards:\n  - {model: A100-SXM4-40GB, count: 8}\n".to_owned()),
+        state: None,
+        detached: false,
+        values: json!({}),
+        max_pods: 300,
+    };
+    let progress = Progress::new(|event| tool::say(&format!("  {event}")));
+    let stage = Stage::start(&plan, &artefacts, &progress).await?;
+    let mut outcome = Ok(());
+    for number in 0..args.rounds {
+        let seed = args.seed.wrapping_add(u64::from(number));
+        match storm::round(
+            &stage,
+            "default",
+            Round {
+                pods: args.pods,
+                seed,
+                kill_kubelet: true,
+            },
+        )
+        .await
+        {
+            Ok(seen) => tool::say(&format!("round {} seed {seed}: {seen}", number + 1)),
+            Err(error) => {
+                outcome =
+                    Err(error).with_context(|| format!("round {} (--seed {seed} --rounds 1 repeats it)", number + 1));
+                break;
+            }
+        }
+    }
+    stage.cluster.stop().await.context("stopping the cluster")?;
+    outcome
+}
