@@ -27,6 +27,7 @@
 {{- range $key := list "managedNodeSelectorEnable" "managedNodeSelector" -}}
 {{- if hasKey $.Values.global $key -}}{{- $found = append $found (printf "global.%s: nothing reads it" $key) -}}{{- end -}}
 {{- end -}}
+{{- if get .Values.scheduler "kubeTimeout" -}}{{- $found = append $found "scheduler.kubeTimeout: every request to the API server has a limit of its own" -}}{{- end -}}
 {{- if hasKey .Values.scheduler "patch" -}}{{- $found = append $found "scheduler.patch: Tessera renews its own certificate, no job is needed" -}}{{- end -}}
 {{- if hasKey .Values.scheduler.kubeScheduler "extraArgs" -}}{{- $found = append $found "scheduler.kubeScheduler.extraArgs: they are for Kubernetes before 1.22; use extraNewArgs" -}}{{- end -}}
 {{- if hasKey .Values.devicePlugin "monitor" -}}{{- $found = append $found "devicePlugin.monitor: the agent serves the metrics itself" -}}{{- end -}}

@@ -44,8 +44,8 @@ pub struct Frame {
     pub hook: PathBuf,
     /// Where grants are.
     pub grants: PathBuf,
-    /// Access, not [`DeviceAccess::Auto`].
-    pub access: DeviceAccess,
+    /// Access, in order, without [`DeviceAccess::Auto`].
+    pub access: Vec<DeviceAccess>,
     /// Device files one by one under `envvar` and `volume-mounts`.
     pub pass_device_specs: bool,
     /// Annotation prefix of CDI requests.
@@ -108,50 +108,53 @@ fn devices(frame: &Frame, subject: &Subject<'_>, response: &mut ContainerAllocat
             cards.push(share.card.as_str());
         }
     }
-    let visible = "NVIDIA_VISIBLE_DEVICES".to_owned();
-    match frame.access {
-        DeviceAccess::CdiAnnotations => {
-            let names: Vec<String> = cards.iter().map(|card| cdi::qualified(card)).collect();
-            let key = format!("{}nvidia-device-plugin_{}", frame.cdi_annotation_prefix, subject.cache);
-            response.annotations.insert(key, names.join(","));
-        }
-        DeviceAccess::CdiCri => {
-            response.cdi_devices = cards
-                .iter()
-                .map(|card| CdiDevice {
-                    name: cdi::qualified(card),
-                })
-                .collect();
-        }
-        DeviceAccess::Envvar | DeviceAccess::Auto => {
-            response.envs.insert(visible, cards.join(","));
-        }
-        DeviceAccess::VolumeMounts => {
-            const FOLDER: &str = "/var/run/nvidia-container-devices";
-            response.envs.insert(visible, FOLDER.to_owned());
-            for card in &cards {
-                response
-                    .mounts
-                    .push(mount(Path::new("/dev/null"), &Path::new(FOLDER).join(card), false));
+    let visible = || "NVIDIA_VISIBLE_DEVICES".to_owned();
+    for access in &frame.access {
+        match access {
+            DeviceAccess::CdiAnnotations => {
+                let names: Vec<String> = cards.iter().map(|card| cdi::qualified(card)).collect();
+                let prefix = &frame.cdi_annotation_prefix;
+                let key = format!("{prefix}nvidia-device-plugin_{}", subject.cache);
+                response.annotations.insert(key, names.join(","));
             }
-        }
-        DeviceAccess::Direct => {
-            response.envs.insert(visible, cards.join(","));
-            for bind in &frame.driver {
-                response.mounts.push(mount(&bind.host, &bind.container, true));
+            DeviceAccess::CdiCri => {
+                response.cdi_devices = cards
+                    .iter()
+                    .map(|card| CdiDevice {
+                        name: cdi::qualified(card),
+                    })
+                    .collect();
+            }
+            DeviceAccess::Envvar | DeviceAccess::Auto => {
+                response.envs.insert(visible(), cards.join(","));
+            }
+            DeviceAccess::VolumeMounts => {
+                const FOLDER: &str = "/var/run/nvidia-container-devices";
+                response.envs.insert(visible(), FOLDER.to_owned());
+                for card in &cards {
+                    let name = Path::new(FOLDER).join(card);
+                    response.mounts.push(mount(Path::new("/dev/null"), &name, false));
+                }
+            }
+            DeviceAccess::Direct => {
+                response.envs.insert(visible(), cards.join(","));
+                for bind in &frame.driver {
+                    response.mounts.push(mount(&bind.host, &bind.container, true));
+                }
             }
         }
     }
-    if !matches!(frame.access, DeviceAccess::CdiAnnotations | DeviceAccess::CdiCri) {
-        for name in &frame.features {
-            response.envs.insert((*name).to_owned(), "enabled".to_owned());
-        }
+    let only_cdi = frame
+        .access
+        .iter()
+        .all(|access| matches!(access, DeviceAccess::CdiAnnotations | DeviceAccess::CdiCri));
+    if only_cdi {
+        return;
     }
-    let by_runtime = matches!(
-        frame.access,
-        DeviceAccess::Envvar | DeviceAccess::VolumeMounts | DeviceAccess::Auto
-    );
-    if frame.access == DeviceAccess::Direct || (by_runtime && frame.pass_device_specs) {
+    for name in &frame.features {
+        response.envs.insert((*name).to_owned(), "enabled".to_owned());
+    }
+    if frame.access.contains(&DeviceAccess::Direct) || frame.pass_device_specs {
         for file in subject.files {
             match file.kind {
                 NodeKind::Device => response.devices.push(DeviceSpec {

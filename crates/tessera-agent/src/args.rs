@@ -498,18 +498,21 @@ impl AgentArgs {
         }
     }
 
-    fn access(&self) -> anyhow::Result<DeviceAccess> {
-        match self.device_access.as_slice() {
-            [] => Ok(DeviceAccess::Auto),
-            [one] => Ok(*one),
-            // HAMi takes any set; the sets in use pair a CDI word with a word
-            // for older runtimes, and the CDI word decides.
-            many => many
-                .iter()
-                .copied()
-                .max()
-                .context("--device-list-strategy names nothing"),
+    /// HAMi takes any set of words, and so do we; `auto` and `direct` stand
+    /// alone.
+    fn access(&self) -> anyhow::Result<Vec<DeviceAccess>> {
+        let mut access = self.device_access.clone();
+        access.sort_unstable();
+        access.dedup();
+        let alone = |word: &DeviceAccess| matches!(word, DeviceAccess::Auto | DeviceAccess::Direct);
+        ensure!(
+            access.len() <= 1 || !access.iter().any(alone),
+            "--device-list-strategy: `auto` and `direct` cannot be combined with other words"
+        );
+        if access.is_empty() {
+            access.push(DeviceAccess::Auto);
         }
+        Ok(access)
     }
 }
 
@@ -555,7 +558,7 @@ mod tests {
         assert_eq!(settings.cards.resource, "nvidia.com/gpu");
         assert_eq!(settings.cards.slots, 10);
         assert_eq!(settings.cards.mode, "hami-core");
-        assert_eq!(settings.access, DeviceAccess::Auto);
+        assert_eq!(settings.access, [DeviceAccess::Auto]);
         assert_eq!(settings.paths.plugin_dir, Path::new("/var/lib/kubelet/device-plugins"));
         assert_eq!(settings.paths.records, Path::new("/run/tessera/grants/records"));
     }
@@ -608,6 +611,7 @@ mod tests {
             "--device-memory-scaling=nan",
             "--resource-name=gpu",
             "--mig-strategy=mixed",
+            "--device-list-strategy=auto,envvar",
         ] {
             assert!(parse(&[bad]).settings().is_err(), "{bad}");
         }

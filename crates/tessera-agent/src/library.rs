@@ -31,10 +31,20 @@ pub enum LibraryError {
         folder: PathBuf,
     },
     /// The disk is full.
-    #[error("no space left for the enforcement library in `{folder}`; the old one stays")]
+    #[error(
+        "no space left for the enforcement library in `{folder}`; free some, it is tried again by itself. The old one stays"
+    )]
     DiskFull {
         /// Host folder.
         folder: PathBuf,
+    },
+    /// The one to install cannot be read.
+    #[error("cannot read the enforcement library `{path}`; name an existing one with --library")]
+    Source {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
     },
     /// Another failure.
     #[error("cannot install the enforcement library as `{path}`")]
@@ -124,7 +134,7 @@ pub fn install(source: Option<&Path>, hook: &Path) -> Result<Installed, LibraryE
     let preload = folder.join(PRELOAD);
     match source {
         Some(source) => {
-            let bytes = std::fs::read(source).map_err(|error| LibraryError::Install {
+            let bytes = std::fs::read(source).map_err(|error| LibraryError::Source {
                 path: source.to_owned(),
                 source: error,
             })?;
@@ -251,7 +261,7 @@ mod tests {
         std::fs::write(&source, "one").unwrap();
         let installed = install(Some(&source), folder.path()).unwrap();
         let error = install(Some(&folder.path().join("gone.so")), folder.path()).unwrap_err();
-        assert!(matches!(error, LibraryError::Install { .. }));
+        assert!(matches!(error, LibraryError::Source { .. }));
         installed.check().unwrap();
     }
 }

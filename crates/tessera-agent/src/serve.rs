@@ -83,7 +83,7 @@ pub async fn serve<C: Cluster>(
         Store::open(&settings.paths.grants, &settings.paths.records).context("preparing the folders for grants")?;
     let class = Keyword::new(keys::NVIDIA_KEYWORD).context("the vendor's keyword")?;
     let root = DriverRoot::new(&settings.paths.driver_root, &settings.paths.driver_root_host);
-    let access = resolve(settings.access, &root);
+    let access = resolve(&settings.access, &root);
     info!(node = %settings.node, resource = %settings.cards.resource, ?access, "Starting the node agent.");
     let desk = Arc::new(Desk::new(
         Arc::clone(&settings),
@@ -91,7 +91,7 @@ pub async fn serve<C: Cluster>(
         store,
         Arc::clone(&metrics),
         Book::new(class.clone()),
-        shelf(&settings, &root, access),
+        shelf(&settings, &root, &access),
     ));
     if let Err(problem) = desk.install_library() {
         error!(error = %problem, "The enforcement library is not up to date.");
@@ -143,7 +143,7 @@ pub async fn serve<C: Cluster>(
         loop {
             let state = states.borrow_and_update().clone();
             if let DriverState::Ready(inventory) = state {
-                let cards = publish(&desk, &inventory, &class, &root, access);
+                let cards = publish(&desk, &inventory, &class, &root, &access);
                 wanted_sender.send_replace(register::wanted(
                     &cards,
                     settings.publish_scores,
@@ -170,14 +170,15 @@ fn publish<C: Cluster>(
     inventory: &Inventory,
     class: &Keyword,
     root: &DriverRoot,
-    access: DeviceAccess,
+    access: &[DeviceAccess],
 ) -> Vec<Managed> {
     let settings = desk.settings();
     let (cards, left_out) = manage(inventory, &settings.cards, class);
     for LeftOut { card, reason } in left_out {
         warn!(%card, %reason, "A card is not offered.");
     }
-    if matches!(access, DeviceAccess::CdiAnnotations | DeviceAccess::CdiCri)
+    let by_cdi = |word: &DeviceAccess| matches!(word, DeviceAccess::CdiAnnotations | DeviceAccess::CdiCri);
+    if access.iter().any(by_cdi)
         && let Err(error) = write_cdi(settings, root, &cards)
     {
         error!(folder = %settings.paths.cdi.display(), %error, "Cannot write the CDI file; containers will not start.");
@@ -210,12 +211,12 @@ fn write_cdi(settings: &Settings, root: &DriverRoot, cards: &[Managed]) -> std::
     Ok(())
 }
 
-fn shelf(settings: &Settings, root: &DriverRoot, access: DeviceAccess) -> Shelf {
+fn shelf(settings: &Settings, root: &DriverRoot, access: &[DeviceAccess]) -> Shelf {
     Shelf {
         frame: Frame {
             hook: settings.paths.hook.clone(),
             grants: settings.paths.grants.clone(),
-            access,
+            access: access.to_vec(),
             pass_device_specs: settings.pass_device_specs,
             cdi_annotation_prefix: settings.cdi_annotation_prefix.clone(),
             log_level: settings.cards.log_level.clone(),
@@ -223,7 +224,7 @@ fn shelf(settings: &Settings, root: &DriverRoot, access: DeviceAccess) -> Shelf 
             disable_core_limit: settings.cards.disable_core_limit,
             compat_folders: settings.compat_folders,
             features: settings.features.clone(),
-            driver: if access == DeviceAccess::Direct {
+            driver: if access.contains(&DeviceAccess::Direct) {
                 driver_binds(root)
             } else {
                 Vec::new()
@@ -234,9 +235,9 @@ fn shelf(settings: &Settings, root: &DriverRoot, access: DeviceAccess) -> Shelf 
     }
 }
 
-fn resolve(access: DeviceAccess, root: &DriverRoot) -> DeviceAccess {
-    if access != DeviceAccess::Auto {
-        return access;
+fn resolve(access: &[DeviceAccess], root: &DriverRoot) -> Vec<DeviceAccess> {
+    if access != [DeviceAccess::Auto] {
+        return access.to_vec();
     }
     let inside = RUNTIMES.iter().filter_map(|path| root.file(path));
     let found = inside
@@ -245,9 +246,9 @@ fn resolve(access: DeviceAccess, root: &DriverRoot) -> DeviceAccess {
     match found {
         Some(path) => {
             info!(runtime = %path.display(), "NVIDIA's container runtime is installed; it hands the cards in.");
-            DeviceAccess::Envvar
+            vec![DeviceAccess::Envvar]
         }
-        None => DeviceAccess::Direct,
+        None => vec![DeviceAccess::Direct],
     }
 }
 
@@ -351,13 +352,19 @@ impl<C: Cluster> web::Source for Status<C> {
         }
         match *self.stream.borrow() {
             StreamState::Up => {}
-            StreamState::NoKubelet => problems.push("kubelet: not registered".to_owned()),
+            StreamState::NoKubelet if !problems.is_empty() => {
+                problems.push("kubelet: not registered, because no cards are known".to_owned());
+            }
+            StreamState::NoKubelet => problems.push(format!(
+                "kubelet: not registered at `{}`; --kubelet-socket says where its socket is, the log says what is wrong",
+                self.desk.settings().paths.kubelet_socket.display()
+            )),
             StreamState::Registering => {
                 problems.push("kubelet: registered, it does not read the device list yet".to_owned());
             }
         }
         if !*self.synced.borrow() {
-            problems.push("API server: this node's pods are not known yet".to_owned());
+            problems.push("API server: this node's pods are not known yet; the log says why".to_owned());
         } else if self.api.age().is_none_or(|age| age > API_SILENCE) {
             problems.push("API server: it does not answer".to_owned());
         }

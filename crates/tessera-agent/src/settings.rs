@@ -77,8 +77,8 @@ pub struct Settings {
     pub cards: CardSettings,
     /// Places.
     pub paths: Paths,
-    /// How containers reach their cards.
-    pub access: DeviceAccess,
+    /// How containers reach their cards, in order.
+    pub access: Vec<DeviceAccess>,
     /// Whether device files are also named one by one under `envvar`.
     pub pass_device_specs: bool,
     /// Annotation prefix of CDI requests.

@@ -76,7 +76,7 @@ fn settings(root: &Path) -> Settings {
             library: Some(root.join("libvgpu.so")),
             cdi: root.join("cdi"),
         },
-        access: DeviceAccess::Direct,
+        access: vec![DeviceAccess::Direct],
         pass_device_specs: false,
         cdi_annotation_prefix: "cdi.k8s.io/".into(),
         publish_scores: false,
@@ -126,7 +126,7 @@ fn shelf(settings: &Settings) -> Shelf {
         frame: Frame {
             hook: settings.paths.hook.clone(),
             grants: settings.paths.grants.clone(),
-            access: settings.access,
+            access: settings.access.clone(),
             pass_device_specs: false,
             cdi_annotation_prefix: "cdi.k8s.io/".into(),
             log_level: "1".into(),

@@ -100,7 +100,7 @@ pub fn probe_pod(name: &str, asks: &[Value], hold: bool, labels: &Value) -> Valu
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name, "labels": labels },
-        "spec": { "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 0, "containers": containers },
+        "spec": { "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 1, "containers": containers },
     })
 }
 
@@ -224,7 +224,12 @@ async fn blow(
                 .collect();
             let at = usize::try_from(dice.below(open.len() as u64)).unwrap_or(0);
             if let Some(name) = open.get(at).and_then(|p| p.metadata.name.clone()) {
-                stage.delete(namespace, &name).await?;
+                stage
+                    .pods(namespace)
+                    .delete(&name, &DeleteParams::default())
+                    .await
+                    .map(drop)
+                    .or_else(gone_is_fine)?;
                 waiting.remove(&name);
                 seen.deleted += 1;
             }
@@ -239,17 +244,32 @@ async fn blow(
         }
         _ => {
             let name = if dice.below(2) == 0 { "scheduler" } else { "agent" };
-            seen.kills += kill_ours(name)?;
+            seen.kills += kill_ours(stage, name).await?;
         }
     }
     Ok(())
 }
 
-/// Kills (SIGKILL) every process `tessera <subcommand>`; how many there were.
+/// A pod that ended by itself meanwhile needs no deletion.
+fn gone_is_fine(error: kube::Error) -> Result<()> {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Ok(()),
+        error => Err(error.into()),
+    }
+}
+
+/// Kills (SIGKILL) every process `tessera <subcommand>` of this cluster; how many there were. Another cluster on the
+/// same machine is left alone.
 ///
 /// # Errors
-/// `/proc` cannot be read.
-pub fn kill_ours(subcommand: &str) -> Result<u32> {
+/// `/proc` or the product's pods cannot be read.
+pub async fn kill_ours(stage: &Stage, subcommand: &str) -> Result<u32> {
+    let pods = stage
+        .pods(product::NAMESPACE)
+        .list(&ListParams::default())
+        .await
+        .context("listing the product's own pods")?;
+    let uids: Vec<String> = pods.items.into_iter().filter_map(|pod| pod.metadata.uid).collect();
     let mut killed = 0;
     for entry in std::fs::read_dir("/proc").context("reading /proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -260,13 +280,22 @@ pub fn kill_ours(subcommand: &str) -> Result<u32> {
         };
         let mut words = command.split(|byte| *byte == 0);
         let program = words.next().unwrap_or_default();
-        if program.ends_with(b"/tessera") && words.next() == Some(subcommand.as_bytes()) {
-            let status = std::process::Command::new("kill")
-                .args(["-9", &pid.to_string()])
-                .status();
-            if status.is_ok_and(|status| status.success()) {
-                killed += 1;
-            }
+        if !program.ends_with(b"/tessera") || words.next() != Some(subcommand.as_bytes()) {
+            continue;
+        }
+        // The systemd driver writes a pod's uid with underscores.
+        let group = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if !uids
+            .iter()
+            .any(|uid| group.contains(uid.as_str()) || group.contains(&uid.replace('-', "_")))
+        {
+            continue;
+        }
+        let status = std::process::Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status();
+        if status.is_ok_and(|status| status.success()) {
+            killed += 1;
         }
     }
     Ok(killed)

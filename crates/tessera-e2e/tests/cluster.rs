@@ -292,14 +292,19 @@ fn fifty(stage: &Stage) -> Boxed<'_> {
     })
 }
 
+/// A number out of the environment, for another storm than the usual one.
+fn number_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 fn short_storm(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
         let seen = storm::round(
             stage,
             NS,
             Round {
-                pods: 60,
-                seed: 5,
+                pods: number_from("TESSERA_STORM_PODS").and_then(|pods| pods.try_into().ok()).unwrap_or(60),
+                seed: number_from("TESSERA_STORM_SEED").unwrap_or(5),
                 kill_kubelet: true,
             },
         )

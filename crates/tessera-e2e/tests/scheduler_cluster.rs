@@ -127,9 +127,10 @@ impl Service {
         self.end(Duration::from_secs(10)).await
     }
 
-    /// Every task ends at its next await: nothing is drained, nothing is given back.
+    /// Every task ends at its next await: nothing is drained, nothing is given back. Waits until all are gone, and the
+    /// ports with them.
     async fn crash(mut self) -> Result<()> {
-        self.end(Duration::ZERO).await
+        self.end(Duration::from_secs(10)).await
     }
 
     async fn end(&mut self, patience: Duration) -> Result<()> {

@@ -315,6 +315,33 @@ fn memory_of_graphs_counts_when_they_run() {
 }
 
 #[test]
+fn a_recorded_request_counts_when_it_runs() {
+    with_one(|_, client| {
+        client.expect("cuStreamCreate &s 0", "0");
+        client.expect("cuStreamBeginCapture_v2 $s 0", "0");
+        client.expect("cuMemAllocAsync &p 700MiB $s", "0");
+        client.expect("cuStreamEndCapture $s &g", "0");
+        assert_eq!(client.used(), 0);
+        client.expect("cuGraphInstantiateWithFlags &x $g 0", "0");
+        client.expect("cuMemAlloc_v2 &q 600MiB", "0");
+        client.expect("cuGraphLaunch $x null", "2");
+        client.expect("cuMemFree_v2 $q", "0");
+        client.expect("cuGraphLaunch $x null", "0");
+        assert_eq!(client.used(), 700 * MIB);
+    });
+}
+
+#[test]
+fn memory_opened_from_another_process_is_paid_for_there() {
+    with_one(|_, client| {
+        client.expect("cuMemAlloc_v2 &p 200MiB", "0");
+        client.expect("@new handle 64", "ok");
+        client.expect("cuIpcGetMemHandle *handle $p", "0");
+        assert_eq!(client.used(), 200 * MIB);
+    });
+}
+
+#[test]
 fn null_arguments_and_sizes_out_of_range_are_the_callers_error() {
     with_one(|_, client| {
         device_memory(client, 0);

@@ -5,9 +5,10 @@
 
 mod shim_support;
 
-use std::{os::unix::process::CommandExt as _, process::Command};
+use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use shim_support::{Client, GIB, Machine, can_mount, library};
+use tessera_region::fs;
 
 fn run(machine: &Machine, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tessera-run"));
@@ -51,6 +52,15 @@ fn the_exit_status_is_the_commands() {
     assert_eq!(code(&["sh", "-c", "kill -9 $$"]), Some(137));
 }
 
+/// Whether a run of this pid has a grant; those of root's runs are in one folder.
+fn has_grant(pid: u32) -> bool {
+    let root = Path::new("/run/tessera/runs");
+    fs::scan(root).unwrap().into_iter().any(|id| {
+        let grant = fs::read_grant(&fs::GrantDir::new(root, id));
+        grant.is_ok_and(|grant| grant.container.as_str().starts_with(&format!("{pid}.")))
+    })
+}
+
 #[test]
 fn a_signal_reaches_the_command_and_the_grant_goes() {
     if !can_mount() {
@@ -58,18 +68,20 @@ fn a_signal_reaches_the_command_and_the_grant_goes() {
     }
     let machine = Machine::new(1);
     let mut command = run(&machine, &[]);
-    command.args(["sh", "-c", "trap 'echo caught; exit 3' TERM; echo ready; read line & wait"]);
-    // The grants of root's runs are below this folder.
-    let before = std::fs::read_dir("/run/tessera/runs").map_or(0, Iterator::count);
+    command.args([
+        "sh",
+        "-c",
+        "trap 'echo caught; exit 3' TERM; echo ready; read line & wait",
+    ]);
     let mut running = Client::spawn(command);
     assert_eq!(running.answer(), "ready");
+    assert!(has_grant(running.child.id()));
     let pid = i32::try_from(running.child.id()).unwrap();
     // SAFETY: a child of this test.
     unsafe { libc::kill(pid, libc::SIGTERM) };
     assert_eq!(running.answer(), "caught");
     assert_eq!(running.child.wait().unwrap().code(), Some(3));
-    let after = std::fs::read_dir("/run/tessera/runs").map_or(0, Iterator::count);
-    assert!(after <= before + 3, "{before} grants before, {after} after");
+    assert!(!has_grant(running.child.id()));
 }
 
 #[test]
@@ -78,7 +90,12 @@ fn an_ordinary_user_can_run_with_a_share() {
         return;
     }
     let machine = Machine::new(1);
-    let open = Command::new("chmod").arg("-R").arg("a+rwX").arg(machine.root.path()).status().unwrap();
+    let open = Command::new("chmod")
+        .arg("-R")
+        .arg("a+rwX")
+        .arg(machine.root.path())
+        .status()
+        .unwrap();
     assert!(open.success());
     let folder = machine.root.path().join("bin");
     std::fs::create_dir(&folder).unwrap();
@@ -117,7 +134,10 @@ fn what_cannot_be_is_said_in_one_line() {
         "error: 17 GiB asked, but card 0 (Tesla V100-PCIE-32GB) has 16 GiB\n"
     );
     assert!(said(&["--card", "3"], &["true"]).starts_with("error: there is no card `3`; this machine has 0 (GPU-"));
-    assert_eq!(said(&[], &["no-such-command"]), "error: there is no command `no-such-command`\n");
+    assert_eq!(
+        said(&[], &["no-such-command"]),
+        "error: there is no command `no-such-command`\n"
+    );
     let mut without_driver = run(&machine, &[]);
     without_driver.env("LD_LIBRARY_PATH", "/nonexistent").arg("true");
     let text = String::from_utf8(without_driver.output().unwrap().stderr).unwrap();

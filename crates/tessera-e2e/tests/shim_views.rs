@@ -223,6 +223,47 @@ for mode in (os.RTLD_NOW, os.RTLD_NOW | os.RTLD_DEEPBIND, os.RTLD_LAZY | os.RTLD
     );
 }
 
+/// Another preloaded library, behind ours, that finds the next function after itself: the C library must see it as the
+/// caller, or it finds itself and never returns.
+#[test]
+fn another_preloaded_library_finds_what_is_behind_it() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let container = machine.container(&[GIB]);
+    let source = machine.root.path().join("second.c");
+    let second = machine.root.path().join("second.so");
+    std::fs::write(
+        &source,
+        "#define _GNU_SOURCE
+        #include <dlfcn.h>
+        int getppid(void) { return ((int (*)(void))dlsym(RTLD_NEXT, \"getppid\"))() + 1000000000; }
+        int getpgrp(void) { return ((int (*)(void))dlvsym(RTLD_NEXT, \"getpgrp\", \"GLIBC_2.2.5\"))() + 1000000000; }",
+    )
+    .unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&second)
+        .arg(&source)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        "import os; print(os.getppid() > 10**9, os.getpgrp() > 10**9, os.getppid() < 2 * 10**9)",
+    ]);
+    container.enter(&mut command);
+    command.env(
+        "LD_PRELOAD",
+        format!("{} {}", shim_support::library().display(), second.display()),
+    );
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "True True True\n", "{said}");
+}
+
 #[test]
 fn a_start_makes_no_context() {
     if !can_mount() {

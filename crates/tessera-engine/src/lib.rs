@@ -11,6 +11,7 @@ mod edit;
 mod error;
 mod fit;
 mod node;
+mod observe;
 pub mod order;
 mod preempt;
 mod quota;
@@ -35,6 +36,4 @@ pub use vendor::{
     AnnotationKeys, Candidate, FitContext, HealthSource, Instance, LockKind, ResourceNames, Rules, Take, Vendor,
     Vendors, Want, comma_list, common_accepts, go_bool,
 };
-pub use world::{
-    AssumeError, Assumption, BookingDifference, NodeChange, PodChange, PodProblem, World,
-};
+pub use world::{AssumeError, Assumption, BookingDifference, NodeChange, PodChange, PodProblem, World};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tessera_types::{CardId, Demand, Dimension, NodeName, NodeRefusal, Reason, ReasonKind};
+use tessera_wire::keys;
 
 use crate::decide::Decision;
 
@@ -167,7 +168,7 @@ pub fn node(refusal: &NodeRefusal) -> String {
 fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
     let of_kind = || reasons.iter().filter(|reason| reason.kind == kind);
     let count: u32 = of_kind().map(|reason| reason.count).fold(0, u32::saturating_add);
-    let Some(nearest) = of_kind().max_by_key(|reason| reason.free) else {
+    let Some(nearest) = of_kind().rev().max_by_key(|reason| reason.free) else {
         return String::new();
     };
     match kind {
@@ -297,11 +298,11 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         || has(ReasonKind::ModeMismatch)
         || has(ReasonKind::IdMismatch)
     {
-        "Change the annotations that say which cards the pod accepts."
+        return accepted(demand, &has);
     } else if has(ReasonKind::NumaMismatch) || has(ReasonKind::TooFewFit) || has(ReasonKind::TooFewCards) {
         "Ask for fewer cards, or add a node with more."
     } else if has(ReasonKind::Cordoned) {
-        "Lift the cordon of a card."
+        return format!("Take a card out of the node's annotation `{}`.", keys::DEVICE_CORDON);
     } else if has(ReasonKind::Unhealthy) || closed {
         "Look at the node agent's log on these nodes."
     } else if unregistered {
@@ -310,6 +311,47 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         ""
     };
     text.to_owned()
+}
+
+/// What the pod's own annotations accept and exclude, where that stands in its way.
+fn accepted(demand: &Demand, has: &impl Fn(ReasonKind) -> bool) -> String {
+    let mode = has(ReasonKind::CardMode) || has(ReasonKind::ModeMismatch);
+    let (mut only, mut never) = (Vec::new(), Vec::new());
+    for (_, selection) in &demand.selections {
+        for (kind, word, accept, exclude) in [
+            (
+                has(ReasonKind::ModelMismatch),
+                "models",
+                &selection.use_models,
+                &selection.avoid_models,
+            ),
+            (
+                has(ReasonKind::IdMismatch),
+                "ids",
+                &selection.use_ids,
+                &selection.avoid_ids,
+            ),
+        ] {
+            for (list, parts) in [(accept, &mut only), (exclude, &mut never)] {
+                if let Some(list) = list.as_ref().filter(|_| kind) {
+                    parts.push(format!("{word} {}", list.join(", ")));
+                }
+            }
+        }
+        if let Some(modes) = selection.modes.as_ref().filter(|_| mode) {
+            only.push(format!("mode {modes}"));
+        }
+    }
+    let told = match (only.is_empty(), never.is_empty()) {
+        (false, false) => format!("accepts only {} and excludes {}", only.join(", "), never.join(", ")),
+        (false, true) => format!("accepts only {}", only.join(", ")),
+        (true, false) => format!("excludes {}", never.join(", ")),
+        (true, true) => "does not accept these cards".to_owned(),
+    };
+    format!(
+        "The pod {}; change its annotations, or add a node with such a card.",
+        cut(&told, 300)
+    )
 }
 
 /// The event for a pod that no node can take: what is short where, and what to do. One sentence a node for the nearest

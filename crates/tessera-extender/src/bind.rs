@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tessera_engine::{LockKind, text};
+use tessera_engine::{AssumeError, LockKind, text};
 use tessera_kube::books::Wanted;
 use tessera_kube::writes::{bind_pod, patch_pod, read_pod};
 use tessera_kube::{ApiError, ApiErrorKind};
@@ -19,7 +19,7 @@ use tessera_wire::{PodView, patch};
 use tokio::time::Instant;
 
 use crate::app::{App, Promise, now};
-use crate::filter::with_removed;
+use crate::filter::{TRIES, with_removed};
 
 /// The API server has not answered for this long: a bind fails at once, with that reason.
 const LOST: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl App {
                 };
                 Err(format!("pod {}/{} {what}", args.pod_namespace, args.pod_name))
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(told(&error)),
         }
     }
 
@@ -118,7 +118,8 @@ impl App {
         }
         let gang = pod.pod_group.is_some();
         let lease = self.settings.assume_time;
-        loop {
+        let mut lost = None;
+        for _ in 0..TRIES {
             let view = self.books.view();
             let placed = self
                 .engine
@@ -139,8 +140,10 @@ impl App {
                 .await
                 .map_err(|closed| closed.to_string())?
             {
+                Err(AssumeError::AlreadyBound(bound)) if bound == node => return Ok(None),
+                Err(error @ AssumeError::AlreadyBound(_)) => return Err(error.to_string()),
                 // Lost to a request that came between; if nothing fits any more, the next round says so.
-                Err(_) => {}
+                Err(error) => lost = Some(error),
                 Ok(()) => {
                     let new = self.engine.annotations(&node, &placed.allocation, &demand, at);
                     debug_assert_eq!(*uid, pod.id.uid);
@@ -157,6 +160,8 @@ impl App {
                 }
             }
         }
+        let why = lost.map_or_else(String::new, |error| format!(": {error}"));
+        Err(format!("other pods took the cards of node {node} while this one was being placed{why}"))
     }
 
     async fn carry_out(&self, promise: &Promise) -> Result<(), ApiError> {
@@ -232,12 +237,12 @@ impl App {
                 if error.kind() != ApiErrorKind::NoAnswer {
                     self.books.forget(pod.uid.clone()).await;
                 }
-                Err(error.to_string())
+                Err(told(&error))
             }
         }
     }
 
-    async fn drop_promise(&self, uid: &PodUid) {
+    pub(crate) async fn drop_promise(&self, uid: &PodUid) {
         self.promises().remove(uid);
         self.books.forget(uid.clone()).await;
     }
@@ -276,5 +281,13 @@ impl App {
                 other => return other,
             }
         }
+    }
+}
+
+/// An error for kube-scheduler, which shows it in its log and tries again.
+fn told(error: &ApiError) -> String {
+    match error.kind() {
+        ApiErrorKind::NoAnswer => format!("{error}; kube-scheduler tries again by itself"),
+        _ => error.to_string(),
     }
 }

@@ -17,7 +17,7 @@ use crate::app::{App, Promise, now};
 use crate::args::{FilterMode, WriteAt};
 
 /// Decisions tried anew after losing a share to a request that came between. Each loss means that another pod won.
-const TRIES: usize = 16;
+pub(crate) const TRIES: usize = 16;
 
 impl App {
     /// Answers `POST /filter`.
@@ -52,7 +52,7 @@ impl App {
             (Some(nodes), _) => self.simulate(&demand, &nodes),
             (None, Some(names)) => match self.settings.filter_mode {
                 FilterMode::One => self.filter_one(&pod, demand, &names).await,
-                FilterMode::All => self.filter_all(&pod, &demand, &names),
+                FilterMode::All => self.filter_all(&pod, &demand, &names).await,
             },
             (None, None) => FilterResult::error("extender args missing node names"),
         }
@@ -98,7 +98,7 @@ impl App {
             let view = self.books.view();
             let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(names));
             let Some(fit) = decision.winner() else {
-                return self.refuse(pod, demand, &decision, &view);
+                return self.refuse(pod, demand, &decision, &view).await;
             };
             let at = now();
             let wanted = Wanted {
@@ -153,11 +153,11 @@ impl App {
         ))
     }
 
-    fn filter_all(&self, pod: &PodView, demand: &Demand, names: &[String]) -> FilterResult {
+    async fn filter_all(&self, pod: &PodView, demand: &Demand, names: &[String]) -> FilterResult {
         let view = self.books.view();
         let decision = self.engine.decide(&view.snapshot, demand, Candidates::Names(names));
         if decision.fits.is_empty() {
-            return self.refuse(pod, demand.clone(), &decision, &view);
+            return self.refuse(pod, demand.clone(), &decision, &view).await;
         }
         self.waiting.forget(&pod.id.uid);
         FilterResult {
@@ -167,7 +167,9 @@ impl App {
         }
     }
 
-    fn refuse(&self, pod: &PodView, demand: Demand, decision: &Decision, view: &View) -> FilterResult {
+    async fn refuse(&self, pod: &PodView, demand: Demand, decision: &Decision, view: &View) -> FilterResult {
+        // What an earlier attempt of this pod assumed is of no use any more.
+        self.drop_promise(&pod.id.uid).await;
         self.metrics.refused(decision);
         let message = text::event(decision, &demand);
         tracing::debug!(pod = %pod.id, uid = %pod.id.uid, reason = %message, "No node can place the pod.");

@@ -392,7 +392,10 @@ fn given_certificate(
     let certificate = Certificate::default();
     let following = certificate
         .follow_files(Path::new(&args.cert_file), Path::new(&args.key_file), stop.clone())
-        .context("--cert_file and --key_file")?;
+        .context(
+            "the certificate of --cert_file and --key_file cannot be used; put a certificate and its key there, or leave \
+             both out: with --webhook-bind one is made",
+        )?;
     tasks.spawn("certificate files", following);
     Ok(Some(certificate))
 }

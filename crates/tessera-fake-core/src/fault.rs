@@ -27,8 +27,8 @@ pub enum FaultError {
     /// Too many rules stand already.
     #[error("{MAX_FAULTS} fault rules stand already; `tessera-simdriver reset` removes them")]
     TooMany,
-    /// The name does not fit.
-    #[error("an entry point has 1 to 63 characters")]
+    /// Not the name of an entry point.
+    #[error("an entry point begins with `cu` or `nvml` and has at most 63 characters")]
     Name,
 }
 
@@ -62,7 +62,8 @@ impl Machine {
     /// # Errors
     /// The table is full or the name does not fit.
     pub fn add_fault(&self, fault: &Fault) -> Result<(), FaultError> {
-        if fault.name.is_empty() || fault.name.len() > 63 {
+        let known = fault.name.starts_with("cu") || fault.name.starts_with("nvml");
+        if !known || fault.name.len() > 63 {
             return Err(FaultError::Name);
         }
         let state = self.state();

@@ -99,6 +99,9 @@ impl Machine {
         }
         for card in 0..self.cards() {
             state.reclaim(slot, card, &dead);
+            if dead() {
+                state.cancel(slot, card);
+            }
         }
         if dead() {
             // Failing means that somebody else freed it.
@@ -182,6 +185,8 @@ impl Process {
     /// Every slot is held by a live process.
     pub fn attach(machine: &'static Machine) -> Result<Self, AttachError> {
         let state = machine.state();
+        // A newcomer must not queue behind the dead.
+        machine.reap_all();
         for reuse in [false, true] {
             for slot in 0..MAX_SLOTS {
                 let word = &state.slots[slot].state;

@@ -82,6 +82,35 @@ impl State {
     }
 }
 
+impl State {
+    /// Takes what a dead process still had planned out of its card's future, so that its queue
+    /// does not outlive it. Work that others planned behind it keeps its time.
+    pub(crate) fn cancel(&self, slot: usize, card: usize) {
+        let now = self.now_ns() / SAMPLE_NS;
+        let mut left = 0;
+        for bucket in now + 1..now + RING as u64 {
+            #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+            let at = (bucket % RING as u64) as usize;
+            // Taken out by exactly one of several helpers.
+            let planned = busy(self.slots[slot].cards[card].ring[at].swap(0, SeqCst), bucket);
+            if planned > 0 {
+                left += planned;
+                let word = &self.cards[card].ring[at];
+                word.fetch_update(SeqCst, SeqCst, |seen| {
+                    Some(pack(bucket & 0xffff_ffff, busy(seen, bucket).saturating_sub(planned)))
+                })
+                .ok();
+            }
+        }
+        if left > 0 {
+            self.cards[card]
+                .busy_until
+                .fetch_update(SeqCst, SeqCst, |until| Some(until.saturating_sub(left)))
+                .ok();
+        }
+    }
+}
+
 impl Process {
     /// Plans one piece of work and returns when it ends.
     ///

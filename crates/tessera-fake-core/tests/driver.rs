@@ -365,6 +365,25 @@ fn two_processes_share_the_time_of_one_card() {
 }
 
 #[test]
+fn the_queue_of_a_killed_process_dies_with_it() {
+    let root = Root::new(SMALL);
+    let machine = root.machine();
+    let mut doomed = root.client().start();
+    // Five seconds of work, which its own event would take as long to reach.
+    doomed.tell("kernel 50 100000");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while machine.processes(0)[0].launches < 50 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    drop(doomed);
+    let mut next = root.client().start();
+    let answer = next.ask("kernel 1 1000");
+    let millis: f32 = answer.split_once(' ').unwrap().1.parse().unwrap();
+    assert!(millis < 1000.0, "{millis}");
+}
+
+#[test]
 fn three_hundred_processes_at_once() {
     let root = Root::new(SMALL);
     let mut all: Vec<Client> = (0..300).map(|_| root.client()).collect();

@@ -92,6 +92,23 @@ fn destroy(handle: u64) -> Res<()> {
     Ok(())
 }
 
+fn push(context: u64) -> Res<()> {
+    let driver = state::driver()?;
+    if !driver.lock().contexts.contains_key(&context) {
+        return Err(INVALID_CONTEXT);
+    }
+    state::push(context);
+    Ok(())
+}
+
+unsafe fn pop(out: *mut u64) -> Res<()> {
+    state::driver()?;
+    let handle = state::pop().ok_or(INVALID_CONTEXT)?;
+    // SAFETY: the caller of the entry point vouches for `out`.
+    unsafe { put_wanted(out, handle) };
+    Ok(())
+}
+
 fn default_limit(limit: c_uint) -> Res<u64> {
     Ok(match limit {
         0 => 1024,    // stack
@@ -145,6 +162,7 @@ api! {
         let _ = params;
         create(out, flags, device, 3020)
     }
+    fn cuCtxDestroy(context: u64) { destroy(context) }
     fn cuCtxDestroy_v2(context: u64) { destroy(context) }
     fn cuCtxAttach(out: *mut u64, flags: c_uint) {
         let driver = state::driver()?;
@@ -154,20 +172,10 @@ api! {
         let handle = driver.current(&mut driver.lock())?;
         put(out, handle)
     }
-    fn cuCtxPushCurrent_v2(context: u64) {
-        let driver = state::driver()?;
-        if !driver.lock().contexts.contains_key(&context) {
-            return Err(INVALID_CONTEXT);
-        }
-        state::push(context);
-        Ok(())
-    }
-    fn cuCtxPopCurrent_v2(out: *mut u64) {
-        state::driver()?;
-        let handle = state::pop().ok_or(INVALID_CONTEXT)?;
-        put_wanted(out, handle);
-        Ok(())
-    }
+    fn cuCtxPushCurrent(context: u64) { push(context) }
+    fn cuCtxPushCurrent_v2(context: u64) { push(context) }
+    fn cuCtxPopCurrent(out: *mut u64) { pop(out) }
+    fn cuCtxPopCurrent_v2(out: *mut u64) { pop(out) }
     fn cuCtxSetCurrent(context: u64) {
         let driver = state::driver()?;
         if context != 0 && !driver.lock().contexts.contains_key(&context) {

@@ -6,16 +6,15 @@ use crate::abi::{CAPTURE_UNSUPPORTED, INVALID_CONTEXT, INVALID_HANDLE, INVALID_V
 use crate::capture::{self, Captured};
 use crate::graph::NodeKind;
 use crate::state;
-use crate::stream;
-use crate::timing;
+use crate::stream::{self, Point};
 
 /// One event.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) context: u64,
     flags: u32,
-    /// When its last record is reached; nothing before the first.
-    pub(crate) time: Option<u64>,
+    /// What its last record waits for; nothing before the first.
+    pub(crate) point: Option<Point>,
     /// Set while the last record lies in a capture.
     pub(crate) captured: Option<Captured>,
 }
@@ -37,12 +36,18 @@ fn record(event: u64, handle: u64, pt: bool, external: bool) -> R {
         }
         return Ok(());
     }
-    let time = stream::earliest(inner, stream).max(driver.machine.now_ns());
+    let mut point = stream::mark(inner, stream);
+    point.time = point.time.max(driver.machine.now_ns());
     if let Some(entry) = inner.events.get_mut(&event) {
-        entry.time = Some(time);
+        entry.point = Some(point);
         entry.captured = None;
     }
     Ok(())
+}
+
+fn destroy(event: u64) -> R {
+    let driver = state::driver()?;
+    driver.lock().events.remove(&event).map(|_| ()).ok_or(INVALID_HANDLE)
 }
 
 unsafe fn elapsed(out: *mut f32, start: u64, end: u64) -> R {
@@ -53,17 +58,17 @@ unsafe fn elapsed(out: *mut f32, start: u64, end: u64) -> R {
         inner.events.get(&end).ok_or(INVALID_HANDLE)?,
     );
     // Flag 2 says that the event takes no time.
-    let (Some(from), Some(to)) = (a.time, b.time) else {
+    let (Some(from), Some(to)) = (&a.point, &b.point) else {
         return Err(INVALID_HANDLE);
     };
     if (a.flags | b.flags) & 2 != 0 {
         return Err(INVALID_HANDLE);
     }
-    if driver.machine.now_ns() < from.max(to) {
+    if !from.reached(driver) || !to.reached(driver) {
         return Err(NOT_READY);
     }
     #[allow(clippy::cast_precision_loss)] // the interface gives a float of milliseconds
-    let millis = (to as i64 - from as i64) as f32 / 1e6;
+    let millis = (to.time as i64 - from.time as i64) as f32 / 1e6;
     // SAFETY: the caller of the entry point vouches for `out`.
     unsafe { put(out, millis) }
 }
@@ -78,13 +83,11 @@ api! {
         let inner = &mut *driver.lock();
         let context = driver.current(inner)?;
         let handle = inner.id();
-        inner.events.insert(handle, Event { context, flags, time: None, captured: None });
+        inner.events.insert(handle, Event { context, flags, point: None, captured: None });
         put(out, handle)
     }
-    fn cuEventDestroy_v2(event: u64) {
-        let driver = state::driver()?;
-        driver.lock().events.remove(&event).map(|_| ()).ok_or(INVALID_HANDLE)
-    }
+    fn cuEventDestroy(event: u64) { destroy(event) }
+    fn cuEventDestroy_v2(event: u64) { destroy(event) }
     fn cuEventRecord(event: u64, stream: u64) also cuEventRecord_ptsz { record(event, stream, PT, false) }
     fn cuEventRecordWithFlags(event: u64, stream: u64, flags: c_uint) also cuEventRecordWithFlags_ptsz {
         if flags & !1 != 0 {
@@ -99,22 +102,24 @@ api! {
         if entry.captured.is_some() {
             return Err(CAPTURE_UNSUPPORTED);
         }
-        match entry.time {
-            Some(time) if driver.machine.now_ns() < time => Err(NOT_READY),
+        match &entry.point {
+            Some(point) if !point.reached(driver) => Err(NOT_READY),
             _ => Ok(()),
         }
     }
     fn cuEventSynchronize(event: u64) {
         let driver = state::driver()?;
-        let time = {
+        let point = {
             let inner = driver.lock();
             let entry = inner.events.get(&event).ok_or(INVALID_HANDLE)?;
             if entry.captured.is_some() {
                 return Err(CAPTURE_UNSUPPORTED);
             }
-            entry.time
+            entry.point.clone()
         };
-        timing::until(driver, time.unwrap_or(0));
+        if let Some(point) = point {
+            point.wait(driver);
+        }
         driver.settle_pools(&mut driver.lock());
         Ok(())
     }
@@ -126,9 +131,10 @@ api! {
         if !inner.contexts.contains_key(&context) {
             return Err(INVALID_CONTEXT);
         }
-        let time = inner.streams.values().filter(|s| s.context == context).map(|s| s.ready).fold(driver.machine.now_ns(), u64::max);
+        let mut point = stream::mark_context(inner, context);
+        point.time = point.time.max(driver.machine.now_ns());
         let entry = inner.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
-        entry.time = Some(time);
+        entry.point = Some(point);
         entry.captured = None;
         Ok(())
     }
@@ -138,7 +144,7 @@ api! {
         if !inner.contexts.contains_key(&context) {
             return Err(INVALID_CONTEXT);
         }
-        let time = inner.events.get(&event).ok_or(INVALID_HANDLE)?.time.unwrap_or(0);
+        let time = inner.events.get(&event).ok_or(INVALID_HANDLE)?.point.as_ref().map_or(0, |p| p.time);
         for stream in inner.streams.values_mut().filter(|s| s.context == context) {
             stream.ready = stream.ready.max(time);
         }

@@ -158,13 +158,15 @@ fn run(exec: &Exec, handle: u64, pt: bool) -> R {
                     driver.release(inner, *address).ok_or(INVALID_VALUE)?;
                 }
                 NodeKind::EventRecord { event } => {
+                    let mut point = stream::mark(inner, stream);
+                    point.time = ready.max(driver.machine.now_ns());
                     if let Some(entry) = inner.events.get_mut(event) {
-                        entry.time = Some(ready.max(driver.machine.now_ns()));
+                        entry.point = Some(point);
                         entry.captured = None;
                     }
                 }
                 NodeKind::EventWait { event } => {
-                    if let Some(time) = inner.events.get(event).and_then(|e| e.time) {
+                    if let Some(time) = inner.events.get(event).and_then(|e| e.point.as_ref()).map(|p| p.time) {
                         end = end.max(time);
                     }
                 }

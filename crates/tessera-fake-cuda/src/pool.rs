@@ -54,9 +54,10 @@ fn rounded(size: u64) -> u64 {
 }
 
 impl Driver {
-    fn grow(&self, inner: &mut Inner, device: usize, bytes: u64) -> R {
+    /// Takes device memory; when the card is full, what pools of this process only keep goes
+    /// back first.
+    pub(crate) fn grow(&self, inner: &mut Inner, device: usize, bytes: u64) -> R {
         self.charge(device, bytes).or_else(|code| {
-            // What pools keep without using it goes back before the answer is "full".
             let pools: Vec<u64> = inner.pools.keys().copied().collect();
             for pool in pools {
                 self.trim_pool(inner, pool, 0);

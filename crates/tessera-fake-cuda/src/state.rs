@@ -358,16 +358,16 @@ impl Driver {
         let granule = self.machine.granule_bytes();
         if size >= granule {
             let size = size.checked_next_multiple_of(granule).ok_or(OUT_OF_MEMORY)?;
-            return self.charge(device, size);
+            return self.grow(inner, device, size);
         }
-        let heap = &mut inner.heaps[device];
+        let heap = inner.heaps[device];
         let small = heap.small + size.max(1).next_multiple_of(512);
         let need = small.next_multiple_of(granule);
         if need > heap.charged {
-            self.charge(device, need - heap.charged)?;
-            heap.charged = need;
+            self.grow(inner, device, need - heap.charged)?;
+            inner.heaps[device].charged = need;
         }
-        heap.small = small;
+        inner.heaps[device].small = small;
         Ok(())
     }
 
@@ -410,7 +410,7 @@ impl Driver {
     ) -> Res<u64> {
         self.present(device)?;
         let card = self.devices[device].card;
-        self.charge(device, self.machine.card(card).context_bytes)?;
+        self.grow(inner, device, self.machine.card(card).context_bytes)?;
         let handle = inner.id();
         inner.contexts.insert(
             handle,
@@ -487,7 +487,7 @@ impl Driver {
         let (device, active) = (context.device, context.active);
         if !active {
             let card = self.devices[device].card;
-            self.charge(device, self.machine.card(card).context_bytes)?;
+            self.grow(inner, device, self.machine.card(card).context_bytes)?;
             if let Some(context) = inner.contexts.get_mut(&handle) {
                 context.active = true;
             }

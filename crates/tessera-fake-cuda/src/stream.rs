@@ -17,37 +17,77 @@ use crate::graph::NodeKind;
 use crate::state::{self, Driver, Inner};
 use crate::timing;
 
-/// Host functions of a stream: how many were given, how many have run.
-#[derive(Debug, Default)]
+/// One host function and the machine's time from which it may run.
+type Job = (u64, Box<dyn FnOnce() + Send>);
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    given: u64,
+    done: u64,
+    running: bool,
+}
+
+/// Host functions of a stream. A thread runs them in order; it ends when there are none.
+#[derive(Default)]
 pub(crate) struct HostQueue {
-    counts: Mutex<(u64, u64)>,
+    jobs: Mutex<Jobs>,
     changed: Condvar,
 }
 
+impl std::fmt::Debug for HostQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostQueue").finish_non_exhaustive()
+    }
+}
+
 impl HostQueue {
-    fn ticket(&self) -> u64 {
-        let mut counts = self.counts.lock().unwrap_or_else(|e| e.into_inner());
-        counts.0 += 1;
-        counts.0
+    fn jobs(&self) -> std::sync::MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn give(self: &Arc<Self>, driver: &'static Driver, job: Job) -> R {
+        let mut jobs = self.jobs();
+        if !jobs.running {
+            let queue = Arc::clone(self);
+            std::thread::Builder::new()
+                .name("cuda-callback".into())
+                .spawn(move || queue.work(driver))
+                .map_err(|_| crate::abi::OPERATING_SYSTEM)?;
+            jobs.running = true;
+        }
+        jobs.given += 1;
+        jobs.waiting.push_back(job);
+        Ok(())
+    }
+
+    fn work(&self, driver: &Driver) {
+        loop {
+            let mut jobs = self.jobs();
+            let Some((start, call)) = jobs.waiting.pop_front() else {
+                jobs.running = false;
+                return;
+            };
+            drop(jobs);
+            timing::until(driver, start);
+            call();
+            self.jobs().done += 1;
+            self.changed.notify_all();
+        }
     }
 
     fn given(&self) -> u64 {
-        self.counts.lock().unwrap_or_else(|e| e.into_inner()).0
+        self.jobs().given
     }
 
     fn done(&self) -> u64 {
-        self.counts.lock().unwrap_or_else(|e| e.into_inner()).1
-    }
-
-    fn finish(&self) {
-        self.counts.lock().unwrap_or_else(|e| e.into_inner()).1 += 1;
-        self.changed.notify_all();
+        self.jobs().done
     }
 
     fn wait(&self, until: u64) {
-        let mut counts = self.counts.lock().unwrap_or_else(|e| e.into_inner());
-        while counts.1 < until {
-            counts = self.changed.wait(counts).unwrap_or_else(|e| e.into_inner());
+        let mut jobs = self.jobs();
+        while jobs.done < until {
+            jobs = self.changed.wait(jobs).unwrap_or_else(|e| e.into_inner());
         }
     }
 }
@@ -90,9 +130,9 @@ impl Stream {
 }
 
 /// A point that a thread can wait for without the lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Point {
-    time: u64,
+    pub(crate) time: u64,
     hosts: Vec<(Arc<HostQueue>, u64)>,
 }
 
@@ -105,7 +145,8 @@ impl Point {
         }
     }
 
-    fn reached(&self, driver: &Driver) -> bool {
+    /// Whether the point is reached.
+    pub(crate) fn reached(&self, driver: &Driver) -> bool {
         driver.machine.now_ns() >= self.time && self.hosts.iter().all(|(q, t)| q.done() >= *t)
     }
 }
@@ -195,17 +236,7 @@ pub(crate) fn host(driver: &'static Driver, inner: &mut Inner, handle: u64, call
     let start = earliest(inner, handle);
     let stream = inner.streams.get_mut(&handle).ok_or(INVALID_HANDLE)?;
     let queue = Arc::clone(&stream.host);
-    let ticket = queue.ticket();
-    std::thread::Builder::new()
-        .name("cuda-callback".into())
-        .spawn(move || {
-            timing::until(driver, start);
-            queue.wait(ticket - 1);
-            call();
-            queue.finish();
-        })
-        .map(|_| ())
-        .map_err(|_| crate::abi::OPERATING_SYSTEM)
+    queue.give(driver, (start, Box::new(call)))
 }
 
 fn point(inner: &Inner, streams: &[u64]) -> Point {
@@ -215,7 +246,7 @@ fn point(inner: &Inner, streams: &[u64]) -> Point {
         if let Some(stream) = inner.streams.get(handle) {
             time = time.max(earliest(inner, *handle));
             let given = stream.host.given();
-            if given > 0 {
+            if stream.host.done() < given {
                 hosts.push((Arc::clone(&stream.host), given));
             }
         }
@@ -226,6 +257,17 @@ fn point(inner: &Inner, streams: &[u64]) -> Point {
 /// What is in the stream now, as a point.
 pub(crate) fn mark(inner: &Inner, handle: u64) -> Point {
     point(inner, &[handle])
+}
+
+/// What is in all streams of a context now, as a point.
+pub(crate) fn mark_context(inner: &Inner, context: u64) -> Point {
+    let all: Vec<u64> = inner
+        .streams
+        .iter()
+        .filter(|(_, s)| s.context == context)
+        .map(|(h, _)| *h)
+        .collect();
+    point(inner, &all)
 }
 
 /// Waits for all streams of a context.
@@ -288,6 +330,17 @@ unsafe fn create(out: *mut u64, flags: c_uint, priority: c_int) -> R {
         .insert(handle, Stream::new(context, flags, priority.clamp(-5, 0), handle));
     // SAFETY: the caller of the entry point vouches for `out`.
     unsafe { put(out, handle) }
+}
+
+fn destroy(handle: u64) -> R {
+    let driver = state::driver()?;
+    let inner = &mut *driver.lock();
+    if inner.streams.get(&handle).ok_or(INVALID_HANDLE)?.implicit {
+        return Err(INVALID_HANDLE);
+    }
+    // What it was given still runs: the worker holds the queue.
+    inner.streams.remove(&handle);
+    Ok(())
 }
 
 fn look<T>(handle: u64, pt: bool, see: impl FnOnce(&Stream, &Inner) -> T) -> Res<T> {
@@ -389,15 +442,8 @@ unsafe fn batch(handle: u64, pt: bool, count: c_uint, operations: *const [u64; 6
 api! {
     fn cuStreamCreate(out: *mut u64, flags: c_uint) { create(out, flags, 0) }
     fn cuStreamCreateWithPriority(out: *mut u64, flags: c_uint, priority: c_int) { create(out, flags, priority) }
-    fn cuStreamDestroy_v2(handle: u64) {
-        let driver = state::driver()?;
-        let inner = &mut *driver.lock();
-        if inner.streams.get(&handle).ok_or(INVALID_HANDLE)?.implicit {
-            return Err(INVALID_HANDLE);
-        }
-        inner.streams.remove(&handle);
-        Ok(())
-    }
+    fn cuStreamDestroy(handle: u64) { destroy(handle) }
+    fn cuStreamDestroy_v2(handle: u64) { destroy(handle) }
     fn cuStreamSynchronize(handle: u64) also cuStreamSynchronize_ptsz { synchronize(handle, PT) }
     fn cuStreamQuery(handle: u64) also cuStreamQuery_ptsz {
         let driver = state::driver()?;
@@ -458,13 +504,13 @@ api! {
         }
         if capture::active(inner, stream)? {
             // Work outside the capture cannot be waited for inside it.
-            if entry.time.is_some() && flags & 1 == 0 {
+            if entry.point.is_some() && flags & 1 == 0 {
                 return Err(CAPTURE_ISOLATION);
             }
             return capture::record(inner, stream, NodeKind::EventWait { event }).map(|_| ());
         }
-        if let Some(time) = entry.time {
-            advance(inner, stream, time);
+        if let Some(point) = entry.point {
+            advance(inner, stream, point.time);
         }
         Ok(())
     }

@@ -191,7 +191,7 @@ api! {
         let device = device_of(driver, p[2] as c_int, p[3] as c_int)?;
         driver.present(device)?;
         let inner = &mut *driver.lock();
-        driver.charge(device, size)?;
+        driver.grow(inner, device, size)?;
         let Some(address) = driver.arena(inner)?.take(size) else {
             driver.discharge(device, size);
             return Err(OUT_OF_MEMORY);

@@ -9,6 +9,7 @@ import ctypes
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def check_nvitop_full_screen():
     import termios
 
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 130, 0, 0))
-    seen, asked, deadline = b"", False, time.monotonic() + 60
+    seen, drawn, deadline = b"", False, time.monotonic() + 60
     while time.monotonic() < deadline:
         if select.select([fd], [], [], 1)[0]:
             try:
@@ -96,11 +97,14 @@ def check_nvitop_full_screen():
             if not piece:
                 break
             seen += piece
-        if not asked and b"A100-SXM4-40GB" in seen and b"Processes" in seen:
+        drawn = drawn or (b"A100-SXM4-40GB" in seen and b"Processes" in seen)
+        if drawn:
+            # A key that comes before the program listens is lost, so it is pressed until it helps.
             os.write(fd, b"q")
-            asked = True
+    else:
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    assert asked, seen[-3000:].decode(errors="replace")
+    assert drawn, seen[-3000:].decode(errors="replace")
     assert os.waitstatus_to_exitcode(status) == 0
 
 
@@ -209,8 +213,8 @@ def check_cuda_bindings():
     ok(d.cuMemFree(pointer))
     ok(d.cuStreamSynchronize(stream))
     assert free() == empty - 100 * MIB
-    pointer = ok(d.cuMemAlloc(empty - 50 * MIB))
-    assert free() == 50 * MIB, "a full card takes back what pools only keep"
+    pointer = ok(d.cuMemAlloc(empty - 51 * MIB))
+    assert free() == 51 * MIB, "a full card takes back what pools only keep"
     ok(d.cuMemFree(pointer))
     assert code(d.cuMemAllocAsync(41000 * MIB, stream)) == 2
 
@@ -272,19 +276,19 @@ def check_cuda_bindings():
 def check_shared_memory():
     """A handle of one process, opened by another."""
     reader = """
-import sys
+import ctypes, sys
 from cuda.bindings import driver as d
 def ok(r):
     assert r[0] == d.CUresult.CUDA_SUCCESS, r
     return r[1] if len(r) > 1 else None
 ok(d.cuInit(0)); ok(d.cuCtxSetCurrent(ok(d.cuDevicePrimaryCtxRetain(0))))
-handle = d.CUipcMemHandle(); handle.reserved = bytes.fromhex(sys.argv[1])
+handle = d.CUipcMemHandle(); ctypes.memmove(handle.getPtr(), bytes.fromhex(sys.argv[1]), 64)
 pointer = ok(d.cuIpcOpenMemHandle(handle, 1))
 back = bytearray(5); ok(d.cuMemcpyDtoH(back, pointer, 5)); assert bytes(back) == b"hello", back
 ok(d.cuIpcCloseMemHandle(pointer))
 """
     writer = """
-import subprocess, sys
+import ctypes, subprocess, sys
 from cuda.bindings import driver as d
 def ok(r):
     assert r[0] == d.CUresult.CUDA_SUCCESS, r
@@ -292,7 +296,7 @@ def ok(r):
 ok(d.cuInit(0)); ok(d.cuCtxSetCurrent(ok(d.cuDevicePrimaryCtxRetain(0))))
 ok(d.cuMemAlloc(100)); pointer = ok(d.cuMemAlloc(1 << 20)); ok(d.cuMemcpyHtoD(pointer, b"hello", 5))
 handle = ok(d.cuIpcGetMemHandle(pointer))
-subprocess.run([sys.executable, "-c", sys.argv[1], bytes(handle.reserved).hex()], check=True)
+subprocess.run([sys.executable, "-c", sys.argv[1], ctypes.string_at(handle.getPtr(), 64).hex()], check=True)
 """
     subprocess.run([sys.executable, "-c", writer, reader], check=True)
 

@@ -40,7 +40,7 @@ pub enum ConnectError {
     /// Nothing was found.
     #[error(
         "no API server is configured: $KUBECONFIG is not set, ~/.kube/config is not usable ({file}), and this is no \
-         pod with a service account ({cluster})"
+         pod with a service account ({cluster}); set $KUBECONFIG, or run it in a pod"
     )]
     Nothing {
         /// Why the file is not usable.

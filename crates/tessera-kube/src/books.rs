@@ -512,7 +512,7 @@ impl Keeper {
     fn set_problem(&mut self, name: String, why: Option<String>) {
         match why {
             Some(why) if self.problems.get(&name) != Some(&why) => {
-                tracing::warn!(object = %name, error = %why, "An object cannot be used as it is.");
+                tracing::warn!(object = %name, error = %why, "An object cannot be used as it is; correct or remove what is named. Everything else goes on.");
                 Arc::make_mut(&mut self.problems).insert(name, why);
             }
             None if self.problems.contains_key(&name) => {

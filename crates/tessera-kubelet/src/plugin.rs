@@ -202,7 +202,7 @@ pub async fn serve<P: Plugin>(
         let Some(kubelet) = SocketId::of(&config.kubelet_socket) else {
             state.send_replace(StreamState::NoKubelet);
             if !told {
-                warn!(socket = %config.kubelet_socket.display(), "Waiting for the kubelet's socket.");
+                warn!(socket = %config.kubelet_socket.display(), "Waiting for the kubelet's socket; set --kubelet-socket if it is elsewhere.");
                 told = true;
             }
             tokio::select! {

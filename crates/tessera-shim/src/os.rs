@@ -15,7 +15,8 @@ impl Fd {
     fn open(path: &CStr, flags: c_int) -> Option<Self> {
         // SAFETY: a C string and flags without O_CREAT.
         let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) };
-        (fd >= 0).then_some(Self(fd))
+        // Not `then_some`: it would make, and so close, one for a failed open, and `errno` would be lost.
+        (fd >= 0).then(|| Self(fd))
     }
 
     fn read(&self, buffer: &mut [u8]) -> usize {

@@ -67,7 +67,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 }
 
 fn library(asked: Option<&Path>) -> Result<PathBuf> {
-    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("libvgpu.so"));
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|program| program.with_file_name("libvgpu.so"));
     let places: Vec<PathBuf> = match asked {
         Some(path) => vec![path.to_owned()],
         None => beside.into_iter().chain([PathBuf::from(LIBRARY_PATH)]).collect(),
@@ -84,15 +86,27 @@ fn library(asked: Option<&Path>) -> Result<PathBuf> {
 
 fn choose<'a>(cards: &'a [Card], asked: &[String]) -> Result<Vec<&'a Card>> {
     ensure!(!cards.is_empty(), "this machine shows no card");
-    let names: Vec<&str> = if asked.is_empty() { vec!["0"] } else { asked.iter().map(String::as_str).collect() };
+    let names: Vec<&str> = if asked.is_empty() {
+        vec!["0"]
+    } else {
+        asked.iter().map(String::as_str).collect()
+    };
     let mut chosen: Vec<&Card> = Vec::new();
     for name in names {
-        let found = cards.iter().find(|card| card.uuid == name || card.index.to_string() == name);
+        let found = cards
+            .iter()
+            .find(|card| card.uuid == name || card.index.to_string() == name);
         let Some(card) = found else {
-            let known: Vec<String> = cards.iter().map(|card| format!("{} ({})", card.index, card.uuid)).collect();
+            let known: Vec<String> = cards
+                .iter()
+                .map(|card| format!("{} ({})", card.index, card.uuid))
+                .collect();
             bail!("there is no card `{name}`; this machine has {}", known.join(", "));
         };
-        ensure!(!chosen.iter().any(|other| other.uuid == card.uuid), "card `{name}` is named twice");
+        ensure!(
+            !chosen.iter().any(|other| other.uuid == card.uuid),
+            "card `{name}` is named twice"
+        );
         chosen.push(card);
     }
     Ok(chosen)
@@ -116,7 +130,10 @@ fn grant(args: &RunArgs, cards: &[&Card]) -> Result<Grant> {
             card.name,
             ask::size(card.total_bytes)
         );
-        let share = CardGrant { cores_permille: args.cores * 10, ..CardGrant::with_memory(&card.uuid, bytes)? };
+        let share = CardGrant {
+            cores_permille: args.cores * 10,
+            ..CardGrant::with_memory(&card.uuid, bytes)?
+        };
         grant.push_card(share).context("adding the card to the grant")?;
     }
     Ok(grant)

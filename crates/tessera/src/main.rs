@@ -48,10 +48,15 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = format!("error: {error}");
-            for cause in error.chain().skip(1) {
-                text.push_str("\n  because: ");
-                text.push_str(&cause.to_string());
+            let mut last = error.to_string();
+            let mut text = format!("error: {last}");
+            for cause in error.chain().skip(1).map(ToString::to_string) {
+                // Some texts end with their cause already.
+                if !last.ends_with(&cause) {
+                    text.push_str("\n  because: ");
+                    text.push_str(&cause);
+                    last = cause;
+                }
             }
             tell(&mut std::io::stderr(), &text);
             ExitCode::FAILURE

@@ -46,9 +46,6 @@
 {{- with $s.kubeBurst }}
 - --kube-burst={{ . }}
 {{- end }}
-{{- with $s.kubeTimeout }}
-- --kube-timeout={{ . }}
-{{- end }}
 {{- if .Values.legacyMetrics }}
 - --legacy-metrics=true
 {{- end }}

@@ -138,154 +138,147 @@ fn numbers() -> Vec<Row> {
             "`nvidia.com/gpumem: 3Gi`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": "3Gi"}))),
-            "MSG:memory-suffix"
+            "container `main`: `nvidia.com/gpumem`: `3Gi` means 3221225472 MiB, more than any card has; write 3072: `nvidia.com/gpumem` counts MiB, not bytes"
         ),
         row!(
             "memory-suffix-small",
             "`nvidia.com/gpumem: 1Gi`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": "1Gi"}))),
-            "MSG:memory-suffix-small"
+            "container `main`: `nvidia.com/gpumem`: `1Gi` means 1073741824 MiB of each card, more than any card has; write 1024: `nvidia.com/gpumem` counts MiB, not bytes"
         ),
         row!(
             "memory-fraction",
             "`nvidia.com/gpumem: 1500m`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": "1500m"}))),
-            "MSG:memory-fraction"
+            "container `main`: `nvidia.com/gpumem`: `1500m` is not a whole number; write a whole number of MiB"
         ),
         row!(
             "memory-negative",
             "`nvidia.com/gpumem: -1`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": "-1"}))),
-            "MSG:memory-negative"
+            "container `main`: `nvidia.com/gpumem`: `-1` is negative; write the amount in MiB"
         ),
         row!(
             "memory-huge",
             "`nvidia.com/gpumem: 9E`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": "9E"}))),
-            "MSG:memory-huge"
+            "container `main`: `nvidia.com/gpumem`: `9E` means 9000000000000000000 MiB, more than any card has; `nvidia.com/gpumem` counts MiB, not bytes; write at most 2147483647"
         ),
         row!(
             "memory-bytes",
             "`nvidia.com/gpumem: 100000000`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100_000_000}))),
-            "MSG:memory-bytes"
-        ),
-        row!(
-            "memory-text",
-            "`nvidia.com/gpumem: lots`",
-            REFUSED,
-            refused(&gpu(json!({"nvidia.com/gpumem": "lots"}))),
-            "MSG:memory-text"
+            "container `main`: `nvidia.com/gpumem`: `100000000` means 100000000 MiB of each card, more than any card has; `nvidia.com/gpumem` counts MiB of each card; write what one card can give"
         ),
         row!(
             "percentage-over",
             "`nvidia.com/gpumem-percentage: 120`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem-percentage": 120}))),
-            "MSG:percentage-over"
+            "invalid nvidia.com/gpumem-percentage value 120 in container main: must be an integer between 0 and 100; write the share of each card's memory in percent"
         ),
         row!(
             "percentage-fraction",
             "`nvidia.com/gpumem-percentage: 12.5`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem-percentage": "12.5"}))),
-            "MSG:percentage-fraction"
+            "invalid nvidia.com/gpumem-percentage value 12.5 in container main: must be an integer between 0 and 100; write the share of each card's memory in percent"
         ),
         row!(
             "percentage-negative",
             "`nvidia.com/gpumem-percentage: -5`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem-percentage": "-5"}))),
-            "MSG:percentage-negative"
+            "invalid nvidia.com/gpumem-percentage value -5 in container main: must be an integer between 0 and 100; write the share of each card's memory in percent"
         ),
         row!(
             "percentage-huge",
             "`nvidia.com/gpumem-percentage: 9E`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem-percentage": "9E"}))),
-            "MSG:percentage-huge"
+            "invalid nvidia.com/gpumem-percentage value 9E in container main: must be an integer between 0 and 100; write the share of each card's memory in percent"
         ),
         row!(
             "cores-fraction",
             "`nvidia.com/gpucores: 12.5`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/gpucores": "12.5"}))),
-            "MSG:cores-fraction"
+            "container `main`: `nvidia.com/gpucores`: `12.5` is not a percentage of a card's compute; write a whole number from 0 to 100"
         ),
         row!(
             "cores-negative",
             "`nvidia.com/gpucores: -5`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/gpucores": "-5"}))),
-            "MSG:cores-negative"
+            "container `main`: `nvidia.com/gpucores`: `-5` is not a percentage of a card's compute; write a whole number from 0 to 100"
         ),
         row!(
             "cores-huge",
             "`nvidia.com/gpucores: 9E`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/gpucores": "9E"}))),
-            "MSG:cores-huge"
+            "container `main`: `nvidia.com/gpucores`: `9E` is not a percentage of a card's compute; write a whole number from 0 to 100"
         ),
         row!(
             "cores-over",
             "`nvidia.com/gpucores: 150`",
             WARNED,
             warned(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/gpucores": 150}))),
-            "MSG:cores-over"
+            "container `main`: `nvidia.com/gpucores` is 150; one card has 100, so that is what it counts as"
         ),
         row!(
             "count-fraction",
             "`nvidia.com/gpu: 500m`",
             REFUSED,
             refused(&pod(&json!({"nvidia.com/gpu": "500m"}))),
-            "MSG:count-fraction"
+            "container `main`: `nvidia.com/gpu`: `500m` is not a number of cards; write a whole number, such as 1"
         ),
         row!(
             "count-negative",
             "`nvidia.com/gpu: -1`",
             REFUSED,
             refused(&pod(&json!({"nvidia.com/gpu": "-1"}))),
-            "MSG:count-negative"
+            "container `main`: `nvidia.com/gpu`: `-1` is not a number of cards; write a whole number, such as 1"
         ),
         row!(
             "count-huge",
             "`nvidia.com/gpu: 9E`",
             REFUSED,
             refused(&pod(&json!({"nvidia.com/gpu": "9E"}))),
-            "MSG:count-huge"
+            "container `main`: `nvidia.com/gpu`: `9E` is not a number of cards; write a whole number, such as 1"
         ),
         row!(
             "count-over",
             "`nvidia.com/gpu: 3`, and no node has more than 2",
             WARNED,
             warned(&gpu(json!({"nvidia.com/gpu": 3, "nvidia.com/gpumem": 100}))),
-            "MSG:count-over"
+            "container `main`: `nvidia.com/gpu` is 3, but no node has more than 2 NVIDIA cards; the pod waits for one"
         ),
         row!(
             "priority-fraction",
             "`nvidia.com/priority: 500m`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/priority": "500m"}))),
-            "MSG:priority-fraction"
+            "container `main`: `nvidia.com/priority`: `500m` is not a priority; write 0 (high) or 1 (low)"
         ),
         row!(
             "priority-negative",
             "`nvidia.com/priority: -1`",
             REFUSED,
             refused(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/priority": "-1"}))),
-            "MSG:priority-negative"
+            "container `main`: `nvidia.com/priority`: `-1` is not a priority; write 0 (high) or 1 (low)"
         ),
         row!(
             "priority-huge",
             "`nvidia.com/priority: 9E`",
             WARNED,
             warned(&gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/priority": "9E"}))),
-            "MSG:priority-huge"
+            "container `main`: `nvidia.com/priority` is 9E; only 0 (high) and 1 (low) have a meaning"
         ),
         row!(
             "memory-twice",
@@ -294,21 +287,21 @@ fn numbers() -> Vec<Row> {
             warned(&gpu(
                 json!({"nvidia.com/gpumem": 100, "nvidia.com/gpumem-percentage": 50})
             )),
-            "MSG:memory-twice"
+            "container `main`: `nvidia.com/gpumem-percentage` has no effect beside `nvidia.com/gpumem`; keep one of them"
         ),
         row!(
             "memory-alone",
             "`nvidia.com/gpumem: 100` without `nvidia.com/gpu`",
             "in the pod: it is allowed and completed",
             completed(&pod(&json!({"nvidia.com/gpumem": 100}))),
-            "MSG:memory-alone"
+            "limits: nvidia.com/gpu: \"1\""
         ),
         row!(
             "count-alone",
             "`nvidia.com/gpu: 1` and no amount: a whole card",
             "in the pod: it is allowed and completed",
             completed(&pod(&json!({"nvidia.com/gpu": 1}))),
-            "MSG:count-alone"
+            "limits: nvidia.com/gpucores: \"100\""
         ),
     ]
 }
@@ -332,7 +325,7 @@ fn annotations() -> Vec<Row> {
             warned,
             "nvidia.com/use-gputyp",
             "A10",
-            "MSG:annotation-misspelt"
+            "annotation `nvidia.com/use-gputyp` has no effect; did you mean `nvidia.com/use-gputype`?"
         ),
         row!(
             "annotation-unknown",
@@ -340,7 +333,7 @@ fn annotations() -> Vec<Row> {
             warned,
             "hami.io/anything",
             "x",
-            "MSG:annotation-unknown"
+            "annotation `hami.io/anything` has no effect: no such name is known"
         ),
         row!(
             "annotation-ours",
@@ -348,7 +341,7 @@ fn annotations() -> Vec<Row> {
             warned,
             "tessera.dev/anything",
             "x",
-            "MSG:annotation-ours"
+            "annotation `tessera.dev/anything` has no effect: no such name is known"
         ),
         row!(
             "numa-word",
@@ -356,7 +349,7 @@ fn annotations() -> Vec<Row> {
             warned,
             "nvidia.com/numa-bind",
             "yes",
-            "MSG:numa-word"
+            "annotation `nvidia.com/numa-bind`: `yes` is neither true nor false and counts as false; write \"true\" or \"false\""
         ),
         row!(
             "node-policy",
@@ -364,7 +357,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/node-scheduler-policy",
             "bin-pack",
-            "MSG:node-policy"
+            "annotation `hami.io/node-scheduler-policy`: `bin-pack` is not a policy; did you mean `binpack`?"
         ),
         row!(
             "card-policy",
@@ -372,7 +365,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/gpu-scheduler-policy",
             "spread,banana",
-            "MSG:card-policy"
+            "annotation `hami.io/gpu-scheduler-policy`: `banana` is not a policy; write binpack, spread, topology-aware, mutex, numa"
         ),
         row!(
             "weights-form",
@@ -380,7 +373,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/device-scoring-weights",
             "slot",
-            "MSG:weights-form"
+            "annotation `hami.io/device-scoring-weights`: `slot` is not of the form key=value; write slot=1,core=1,memory=1"
         ),
         row!(
             "weights-missing",
@@ -388,7 +381,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/device-scoring-weights",
             "slot=1",
-            "MSG:weights-missing"
+            "annotation `hami.io/device-scoring-weights`: weight `core` is missing; write all three, as in slot=1,core=1,memory=1"
         ),
         row!(
             "weights-word",
@@ -396,7 +389,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/device-scoring-weights",
             "slot=1,core=1,mem=1",
-            "MSG:weights-word"
+            "annotation `hami.io/device-scoring-weights`: unknown weight `mem`; the weights are slot, core and memory"
         ),
         row!(
             "weights-value",
@@ -404,7 +397,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/device-scoring-weights",
             "slot=1,core=0.5,memory=1",
-            "MSG:weights-value"
+            "annotation `hami.io/device-scoring-weights`: weight `core` is `0.5`; it must be an integer of 0 or more"
         ),
         row!(
             "weights-zero",
@@ -412,7 +405,7 @@ fn annotations() -> Vec<Row> {
             refused,
             "hami.io/device-scoring-weights",
             "slot=0,core=0,memory=0",
-            "MSG:weights-zero"
+            "annotation `hami.io/device-scoring-weights`: all weights are 0; at least one must be positive"
         ),
         row!(
             "forged",
@@ -420,7 +413,7 @@ fn annotations() -> Vec<Row> {
             warned,
             "hami.io/vgpu-devices-allocated",
             "GPU-n1-0,NVIDIA,16000,100:;",
-            "MSG:forged"
+            "annotation `hami.io/vgpu-devices-allocated` is removed: it records an allocation, and a new pod has none"
         ),
     ]
 }
@@ -431,7 +424,7 @@ fn fields() -> Vec<Row> {
             id: "privileged",
             did: "`securityContext.privileged: true` and a card",
             place: REFUSED,
-            message: "MSG:privileged",
+            message: "container main is privileged: it could reach every card of the node, so no share can be held; remove securityContext.privileged, or ask for no device",
             see: || {
                 refused(&with(|pod| {
                     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true})
@@ -442,14 +435,14 @@ fn fields() -> Vec<Row> {
             id: "node-name",
             did: "`nodeName: n1` and a card",
             place: REFUSED,
-            message: "MSG:node-name",
+            message: "pod has node assigned: cards are chosen by the scheduler; remove spec.nodeName and select node `n1` with spec.nodeSelector (kubernetes.io/hostname)",
             see: || refused(&with(|pod| pod["spec"]["nodeName"] = json!("n1"))),
         },
         Row {
             id: "env-control",
             did: "environment `CUDA_DISABLE_CONTROL: \"true\"` and a card",
             place: WARNED,
-            message: "MSG:env-control",
+            message: "container `main`: environment variable `CUDA_DISABLE_CONTROL` is removed: what a container gets of a card is stated by its resources",
             see: || {
                 warned(&with(|pod| {
                     pod["spec"]["containers"][0]["env"] = json!([{"name": "CUDA_DISABLE_CONTROL", "value": "true"}]);
@@ -460,7 +453,7 @@ fn fields() -> Vec<Row> {
             id: "env-visible",
             did: "environment `NVIDIA_VISIBLE_DEVICES: all` and a card",
             place: WARNED,
-            message: "MSG:env-visible",
+            message: "container `main`: environment variable `NVIDIA_VISIBLE_DEVICES` is removed: what a container gets of a card is stated by its resources",
             see: || {
                 warned(&with(|pod| {
                     pod["spec"]["containers"][0]["env"] = json!([{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]);
@@ -471,7 +464,7 @@ fn fields() -> Vec<Row> {
             id: "quota-memory",
             did: "2 cards with 600 MiB each, in a namespace whose quota is 1000 MiB",
             place: REFUSED,
-            message: "MSG:quota-memory",
+            message: "exceeding resource quota: namespace `small` may use 1000 of limits.nvidia.com/gpumem, 0 are in use and the pod asks for 1200; ask for at most 1000, or have the quota raised",
             see: || {
                 let mut pod = pod(&json!({"nvidia.com/gpu": 2, "nvidia.com/gpumem": 600}));
                 pod["metadata"]["namespace"] = json!("small");
@@ -482,7 +475,7 @@ fn fields() -> Vec<Row> {
             id: "quota-cores",
             did: "`nvidia.com/gpucores: 60`, in a namespace whose quota is 50 percent",
             place: REFUSED,
-            message: "MSG:quota-cores",
+            message: "exceeding resource quota: namespace `small` may use 50 of limits.nvidia.com/gpucores, 0 are in use and the pod asks for 60; ask for at most 50, or have the quota raised",
             see: || {
                 let mut pod = gpu(json!({"nvidia.com/gpumem": 100, "nvidia.com/gpucores": 60}));
                 pod["metadata"]["namespace"] = json!("small");
@@ -493,7 +486,7 @@ fn fields() -> Vec<Row> {
             id: "allocation-changed",
             did: "changed `hami.io/vgpu-devices-allocated` of a running pod by hand",
             place: "`kubectl` refuses the change; the pod stays as it was",
-            message: "MSG:allocation-changed",
+            message: "annotation `hami.io/vgpu-devices-allocated` records which cards the pod was given; only the scheduler and the node agent change it. Delete the pod and create it anew to have other cards",
             see: || {
                 let with = |text: &str| json!({"metadata": {"annotations": {"hami.io/vgpu-devices-allocated": text}}});
                 let (old, new) = (with("GPU-a,NVIDIA,100,0:;"), with("GPU-b,NVIDIA,9000,0:;"));

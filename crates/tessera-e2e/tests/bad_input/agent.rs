@@ -111,35 +111,35 @@ fn settings() -> Vec<Row> {
             id: "agent-node-name",
             did: "no `NODE_NAME` and no `--node-name`",
             place: ENDS,
-            message: "MSG:agent-node-name",
+            message: "error: the node's name is not known; set NODE_NAME (from spec.nodeName) or --node-name",
             see: || refusal(tessera("agent")),
         },
         Row {
             id: "agent-config-key",
             did: "an unknown key in the device configuration",
             place: ENDS,
-            message: "MSG:agent-config-key",
+            message: "error: in the device configuration `<folder>/device-config.yaml`\n  because: line 2, column 3: unknown key `deviceSplitCuont`; did you mean `deviceSplitCount`?",
             see: || Node::new().config("nvidia:\n  deviceSplitCuont: 10\n"),
         },
         Row {
             id: "agent-config-range",
             did: "`deviceSplitCount: 0`",
             place: ENDS,
-            message: "MSG:agent-config-range",
+            message: "error: in the device configuration `<folder>/device-config.yaml`\n  because: line 2, column 3: `deviceSplitCount` is 0; write a number of 1 to 10000",
             see: || Node::new().config("nvidia:\n  deviceSplitCount: 0\n"),
         },
         Row {
             id: "agent-config-missing",
             did: "`--config-file` names a file that is not there",
             place: ENDS,
-            message: "MSG:agent-config-missing",
+            message: "error: cannot read the device configuration `/config/device-config.yaml`; mount it there, or leave --config-file out for the defaults\n  because: No such file or directory (os error 2)",
             see: || flag("--config-file=/config/device-config.yaml"),
         },
         Row {
             id: "agent-node-config",
             did: "the file with numbers for single nodes is no JSON",
             place: ENDS,
-            message: "MSG:agent-node-config",
+            message: "error: in the node configuration `<folder>/config.json`\n  because: line 1, column 16: unclosed bracket '['",
             see: || {
                 let node = Node::new();
                 std::fs::write(node.path("config.json"), "{\"nodeconfig\": [").unwrap();
@@ -150,7 +150,7 @@ fn settings() -> Vec<Row> {
             id: "agent-node-config-key",
             did: "an unknown key in it",
             place: ENDS,
-            message: "MSG:agent-node-config-key",
+            message: "error: in the node configuration `<folder>/config.json`\n  because: line 1, column 32: unknown key `devicesplitcuont`; did you mean `devicesplitcount`?",
             see: || {
                 let node = Node::new();
                 let text = "{\"nodeconfig\": [{\"name\": \"n1\", \"devicesplitcuont\": 20}]}";
@@ -162,7 +162,7 @@ fn settings() -> Vec<Row> {
             id: "agent-mig",
             did: "`operatingmode: mig` for this node",
             place: ENDS,
-            message: "MSG:agent-mig",
+            message: "error: operatingmode `mig` is not available on this node agent; set it to `hami-core`, or remove the node's entry",
             see: || {
                 let node = Node::new();
                 let text = "{\"nodeconfig\": [{\"name\": \"n1\", \"operatingmode\": \"mig\"}]}";
@@ -174,28 +174,28 @@ fn settings() -> Vec<Row> {
             id: "agent-flag-mig",
             did: "`--mig-strategy=mixed`, which HAMi has",
             place: ENDS,
-            message: "MSG:agent-flag-mig",
+            message: "error: --mig-strategy=mixed is not served; use `none`",
             see: || flag("--mig-strategy=mixed"),
         },
         Row {
             id: "agent-flag-imex",
             did: "`--imex-channel-ids=0`, which HAMi has",
             place: ENDS,
-            message: "MSG:agent-flag-imex",
+            message: "error: IMEX channels are not served; remove --imex-channel-ids",
             see: || flag("--imex-channel-ids=0"),
         },
         Row {
             id: "agent-flag-strategy",
             did: "`--device-list-strategy=env`",
             place: ENDS,
-            message: "MSG:agent-flag-strategy",
+            message: "error: invalid value 'env' for '--device-list-strategy <DEVICE_ACCESS>'\n  [possible values: auto, direct, envvar, volume-mounts, cdi-annotations, cdi-cri]\n\n  tip: a similar value exists: 'envvar'\n\nFor more information, try '--help'.",
             see: || flag("--device-list-strategy=env"),
         },
         Row {
             id: "agent-port",
             did: "the port of the health page is in use",
             place: ENDS,
-            message: "MSG:agent-port",
+            message: "error: cannot listen on `127.0.0.1:<port>` for health and metrics; free it, or set --listen\n  because: Address already in use (os error 98)",
             see: || {
                 let taken = TcpListener::bind("127.0.0.1:0").unwrap();
                 let address = taken.local_addr().unwrap().to_string();
@@ -217,7 +217,7 @@ fn surroundings() -> Vec<Row> {
             id: "driver-absent",
             did: "no driver on the node",
             place: LOG,
-            message: "MSG:driver-absent",
+            message: "WARN Waiting for the NVIDIA driver. reason=no NVIDIA driver: `libnvidia-ml.so.1` is not below `<folder>/driver`; install the driver, or set --nvidia-driver-root to where it is",
             see: || {
                 let node = Node::new();
                 let mut running = Running::start(node.agent(&[]));
@@ -230,7 +230,7 @@ fn surroundings() -> Vec<Row> {
             id: "driver-absent-ready",
             did: "no driver, no kubelet and no API server",
             place: READY,
-            message: "MSG:driver-absent-ready",
+            message: "driver: no NVIDIA driver: `libnvidia-ml.so.1` is not below `<folder>/driver`; install the driver, or set --nvidia-driver-root to where it is\nkubelet: not registered, because no cards are known\nAPI server: this node's pods are not known yet; the log says why",
             see: || {
                 let node = Node::new();
                 let mut running = Running::start(node.agent(&[]));
@@ -245,7 +245,7 @@ fn surroundings() -> Vec<Row> {
             id: "agent-api-down",
             did: "the API server does not answer when it starts",
             place: LOG,
-            message: "MSG:agent-api-down",
+            message: "WARN Cannot follow the API server, trying again. kind=\"pods\" error=\"listing pods: the API server did not answer: client error (Connect): tcp connect error: Connection refused (os error 111)\"",
             see: || {
                 let node = Node::new();
                 let mut running = Running::start(node.agent(&[]));
@@ -256,7 +256,7 @@ fn surroundings() -> Vec<Row> {
             id: "library-missing",
             did: "`--library` names a file that is not there",
             place: LOG,
-            message: "MSG:library-missing",
+            message: "ERROR The enforcement library is not up to date. error=cannot read the enforcement library `/opt/libvgpu.so`; name an existing one with --library: No such file or directory (os error 2)",
             see: || {
                 let node = Node::new();
                 let mut arguments = node.arguments();
@@ -277,12 +277,12 @@ fn kubelet() -> Vec<Row> {
             id: "kubelet-absent",
             did: "the kubelet's socket is not where it should be",
             place: LOG,
-            message: "MSG:kubelet-absent",
+            message: "WARN Waiting for the kubelet's socket; set --kubelet-socket if it is elsewhere. socket=<folder>/kubelet/device-plugins/kubelet.sock",
             see: || {
                 let node = Node::new();
                 node.install_driver();
                 let mut running = Running::start(node.agent(&[]));
-                let text = running.line("kubelet");
+                let text = running.line("Waiting for the kubelet's socket");
                 assert!(running.lives());
                 node.mask(&text)
             },
@@ -291,7 +291,7 @@ fn kubelet() -> Vec<Row> {
             id: "kubelet-replaced",
             did: "restarted the kubelet, so its socket is a new one",
             place: "its log; it registers again and the slots are back",
-            message: "MSG:kubelet-replaced",
+            message: "INFO The kubelet's socket was replaced. resource=nvidia.com/gpu\nINFO The kubelet reads the device list. resource=nvidia.com/gpu",
             see: || {
                 let node = Node::new();
                 node.install_driver();
@@ -311,7 +311,7 @@ fn kubelet() -> Vec<Row> {
             id: "plugin-beside",
             did: "another device plugin serves `nvidia.com/gpu` on the node",
             place: LOG,
-            message: "MSG:plugin-beside",
+            message: "ERROR Not serving the kubelet, trying again. error=another device plugin already serves `nvidia.com/gpu` at `<folder>/kubelet/device-plugins/nvidia-gpu.sock`; remove it from this node, two plugins on one resource disconnect each other",
             see: || {
                 let node = Node::new();
                 node.install_driver();
@@ -350,7 +350,7 @@ pub(crate) fn rows_of_root() -> Vec<Row> {
             id: "disk-full",
             did: "the disk is full where the library is installed",
             place: LOG,
-            message: "MSG:disk-full",
+            message: "ERROR The enforcement library is not up to date. error=no space left for the enforcement library in `<folder>/hook/vgpu`; free some, it is tried again by itself. The old one stays",
             see: || {
                 let node = Node::new();
                 let mut running = on_full_disk(&node);
@@ -363,13 +363,13 @@ pub(crate) fn rows_of_root() -> Vec<Row> {
             id: "disk-full-ready",
             did: "the same, with a driver but without kubelet and API server",
             place: READY,
-            message: "MSG:disk-full-ready",
+            message: "kubelet: not registered at `<folder>/kubelet/device-plugins/kubelet.sock`; --kubelet-socket says where its socket is, the log says what is wrong\nAPI server: this node's pods are not known yet; the log says why\nlibrary: no space left for the enforcement library in `<folder>/hook/vgpu`; free some, it is tried again by itself. The old one stays",
             see: || {
                 let node = Node::new();
                 node.install_driver();
                 let mut running = on_full_disk(&node);
                 let address = running.address("Serve health and metrics");
-                running.line("kubelet");
+                running.line("Waiting for the kubelet's socket");
                 let (status, text) = running.page(address, "/readyz", "library");
                 assert_eq!(status, 503);
                 node.mask(&text)

@@ -101,21 +101,21 @@ pub(crate) fn part() -> Part {
                 id: "api-lost",
                 did: "the API server went away a moment ago",
                 place: EVENT,
-                message: "MSG:api-lost",
+                message: "reading pod default/p: the API server did not answer: client error (Connect): tcp connect error: Connection refused (os error 111); kube-scheduler tries again by itself",
                 see: || bind(Duration::ZERO),
             },
             Row {
                 id: "api-lost-a-minute",
                 did: "the API server has been away for more than a minute",
                 place: EVENT,
-                message: "MSG:api-lost-a-minute",
+                message: "the API server has not answered for <n> s, so nothing can be bound; kube-scheduler tries again by itself",
                 see: || crate::table::mask(&bind(Duration::from_secs(75)), &[("75 s", "<n> s")]),
             },
             Row {
                 id: "not-synced",
                 did: "the scheduler has just started and the API server is away",
                 place: "kube-scheduler's log, event of the pod",
-                message: "MSG:not-synced",
+                message: "the scheduler has not yet read pods, nodes and quotas from the API server; see /readyz on its metrics port",
                 see: || {
                     run(async {
                         let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": {"containers": []}});
@@ -123,13 +123,6 @@ pub(crate) fn part() -> Part {
                         app(false, Duration::ZERO).await.filter(body.as_bytes()).await.error
                     })
                 },
-            },
-            Row {
-                id: "filter-body",
-                did: "something else than kube-scheduler posted to `/filter`",
-                place: "the answer",
-                message: "MSG:filter-body",
-                see: || run(async { app(true, Duration::ZERO).await.filter(b"{\"Pod\":").await.error }),
             },
         ],
     }

@@ -104,7 +104,7 @@ pub(crate) fn part() -> Part {
                 id: "memory-short",
                 did: "`nvidia.com/gpumem: 8000`, and other pods hold 12000 of the 16384 MiB of each card",
                 place: EVENT,
-                message: "MSG:memory-short",
+                message: "0/2 nodes can take this pod: n1: 2 of 2 cards short of memory (8000 MiB wanted, at most 4384 MiB free, on GPU-n1-1); n2: 2 of 2 cards short of memory (8000 MiB wanted, at most 4384 MiB free, on GPU-n2-1). Ask for at most 4384 MiB, or free 3616 MiB on GPU-n1-1 of n1.",
                 see: || {
                     Cluster::busy().event(&share(
                         "default",
@@ -117,7 +117,7 @@ pub(crate) fn part() -> Part {
                 id: "cores-short",
                 did: "`nvidia.com/gpucores: 50`, and other pods hold 80 percent of each card",
                 place: EVENT,
-                message: "MSG:cores-short",
+                message: "0/2 nodes can take this pod: n1: 2 of 2 cards short of compute (50 % compute wanted, at most 20 % compute free, on GPU-n1-1); n2: 2 of 2 cards short of compute (50 % compute wanted, at most 20 % compute free, on GPU-n2-1). Ask for at most 20 % compute, or free 30 % compute on GPU-n1-1 of n1.",
                 see: || {
                     let limits = [
                         ("nvidia.com/gpu", 1),
@@ -131,7 +131,7 @@ pub(crate) fn part() -> Part {
                 id: "whole-in-use",
                 did: "a whole card, and every card is in use",
                 place: EVENT,
-                message: "MSG:whole-in-use",
+                message: "0/2 nodes can take this pod: n1: 2 of 2 cards short of memory (16384 MiB wanted, at most 4384 MiB free, on GPU-n1-1); n2: 2 of 2 cards short of memory (16384 MiB wanted, at most 4384 MiB free, on GPU-n2-1). Ask for at most 4384 MiB, or free 12000 MiB on GPU-n1-1 of n1.",
                 see: || {
                     Cluster::busy().event(&share(
                         "default",
@@ -144,7 +144,7 @@ pub(crate) fn part() -> Part {
                 id: "too-many-cards",
                 did: "`nvidia.com/gpu: 3`, and the largest node has 2",
                 place: EVENT,
-                message: "MSG:too-many-cards",
+                message: "0/1 nodes can take this pod: n1: the node has 2 cards of the 3 wanted. Ask for fewer cards, or add a node with more.",
                 see: || {
                     let pod = share("default", "p", &[("nvidia.com/gpu", 3), ("nvidia.com/gpumem", 100)]);
                     Cluster::new(&[two("n1")]).event(&pod)
@@ -154,28 +154,28 @@ pub(crate) fn part() -> Part {
                 id: "type-nowhere",
                 did: "`nvidia.com/use-gputype: H200`, and no card is one",
                 place: EVENT,
-                message: "MSG:type-nowhere",
+                message: "0/1 nodes can take this pod: n1: 2 of 2 cards of a model not accepted. The pod accepts only models H200; change its annotations, or add a node with such a card.",
                 see: || Cluster::new(&[two("n1")]).event(&small().annotation("nvidia.com/use-gputype", "H200")),
             },
             Row {
                 id: "uuid-nowhere",
                 did: "`nvidia.com/use-gpuuuid: GPU-x`, and no card has this id",
                 place: EVENT,
-                message: "MSG:uuid-nowhere",
+                message: "0/1 nodes can take this pod: n1: 2 of 2 cards not among the ids accepted. The pod accepts only ids GPU-x; change its annotations, or add a node with such a card.",
                 see: || Cluster::new(&[two("n1")]).event(&small().annotation("nvidia.com/use-gpuuuid", "GPU-x")),
             },
             Row {
                 id: "mode-nowhere",
                 did: "`nvidia.com/vgpu-mode: hamicore`, and no card is in this mode",
                 place: EVENT,
-                message: "MSG:mode-nowhere",
+                message: "0/1 nodes can take this pod: n1: 2 of 2 cards in a mode not accepted. The pod accepts only mode hamicore; change its annotations, or add a node with such a card.",
                 see: || Cluster::new(&[two("n1")]).event(&small().annotation("nvidia.com/vgpu-mode", "hamicore")),
             },
             Row {
                 id: "quota-at-filter",
                 did: "`nvidia.com/gpumem-percentage: 50`, in a namespace whose quota leaves 2000 MiB",
                 place: EVENT,
-                message: "MSG:quota-at-filter",
+                message: "0/1 nodes can take this pod: n1: the namespace's quota leaves 2000 MiB of the 8192 MiB wanted. Raise the namespace's ResourceQuota, or end pods of the namespace.",
                 see: || {
                     let mut cluster = Cluster::new(&[two("n1")]);
                     let hard = BTreeMap::from([("limits.nvidia.com/gpumem".to_owned(), Quantity::of(2000))]);
@@ -191,7 +191,7 @@ pub(crate) fn part() -> Part {
                 id: "past-the-webhook",
                 did: "`nvidia.com/gpumem: -1` in a pod that the webhook did not see",
                 place: EVENT,
-                message: "MSG:past-the-webhook",
+                message: "container `main`: `nvidia.com/gpumem`: `-1` is negative; write the amount in MiB",
                 see: || {
                     Cluster::new(&[two("n1")]).event(&share(
                         "default",
@@ -204,14 +204,14 @@ pub(crate) fn part() -> Part {
                 id: "no-cards-anywhere",
                 did: "asked for a card where no node registers one",
                 place: EVENT,
-                message: "MSG:no-cards-anywhere",
+                message: "0/1 nodes can take this pod: n1: no cards are registered. Check that the node agent runs on a node with cards.",
                 see: || Cluster::new(&[node("n1").view()]).event(&small()),
             },
             Row {
                 id: "agent-gone",
                 did: "removed the node agent from the only node",
                 place: EVENT,
-                message: "MSG:agent-gone",
+                message: "0/1 nodes can take this pod: n1: no new NVIDIA work is taken: its plugin is gone: `nvidia.com/gpu` is 0 in the node's allocatable. Look at the node agent's log on these nodes.",
                 see: || {
                     Cluster::new(&[node("n1").cards(&cards("n1", 2)).count("nvidia.com/gpu", 0).view()]).event(&small())
                 },
@@ -220,7 +220,7 @@ pub(crate) fn part() -> Part {
                 id: "all-cordoned",
                 did: "cordoned every card with `hami.io/device-cordon`",
                 place: EVENT,
-                message: "MSG:all-cordoned",
+                message: "0/1 nodes can take this pod: n1: 2 of 2 cards cordoned. Take a card out of the node's annotation `hami.io/device-cordon`.",
                 see: || {
                     let node = node("n1")
                         .cards(&cards("n1", 2))
@@ -259,7 +259,8 @@ fn bad_register(register: &str) -> String {
 }
 
 pub(crate) fn nodes() -> Part {
-    const LOG: &str = "scheduler's log, `tessera_unreadable_objects`, and the event of pods that wait";
+    const LOG: &str = "scheduler's log (`An object cannot be used as it is; correct or remove what is named.`), \
+                       `tessera_unreadable_objects`, event of pods that wait";
     Part {
         title: "A node or a running pod carries a wrong text",
         about: "Only the node, or the cards, that the text is about get no new pods; all others go on, and what runs \
@@ -269,14 +270,14 @@ pub(crate) fn nodes() -> Part {
                 id: "register-json",
                 did: "`hami.io/node-nvidia-register` is no JSON",
                 place: LOG,
-                message: "MSG:register-json",
+                message: "NVIDIA: node annotation `hami.io/node-nvidia-register` cannot be read: the register is not the expected JSON: EOF while parsing a value at line 1 column 7",
                 see: || bad_register("[{\"id\":"),
             },
             Row {
                 id: "register-range",
                 did: "`devmem: -1` in `hami.io/node-nvidia-register`",
                 place: LOG,
-                message: "MSG:register-range",
+                message: "NVIDIA: node annotation `hami.io/node-nvidia-register` cannot be read: card `GPU-a`: devmem is -1; it must be 0 to 2147483647",
                 see: || {
                     bad_register(
                         r#"[{"id":"GPU-a","count":10,"devmem":-1,"devcore":100,"type":"NVIDIA A10","health":true}]"#,
@@ -287,14 +288,14 @@ pub(crate) fn nodes() -> Part {
                 id: "register-empty",
                 did: "`hami.io/node-nvidia-register: \"[]\"`",
                 place: LOG,
-                message: "MSG:register-empty",
+                message: "NVIDIA: node annotation `hami.io/node-nvidia-register` lists no card",
                 see: || bad_register("[]"),
             },
             Row {
                 id: "handshake",
                 did: "`hami.io/node-handshake: nonsense`",
                 place: "nowhere: the node goes on, because its allocatable count says whether it is served",
-                message: "MSG:handshake",
+                message: "no message",
                 see: || {
                     let node = node("n1")
                         .cards(&cards("n1", 2))
@@ -313,7 +314,7 @@ pub(crate) fn nodes() -> Part {
                 id: "node-lock",
                 did: "`hami.io/mutex.lock: nonsense` on a node that HAMi's plugin serves",
                 place: "scheduler's log, after `Take over a node lock nobody needs any more.`; the pod is bound",
-                message: "MSG:node-lock",
+                message: "the node lock `nonsense` does not start with an RFC 3339 time, so nobody would ever release it",
                 see: || {
                     let me = LockOwner {
                         namespace: "default".to_owned(),
@@ -328,8 +329,8 @@ pub(crate) fn nodes() -> Part {
             Row {
                 id: "allocation-unreadable",
                 did: "`hami.io/vgpu-devices-allocated` of a running pod was damaged past the webhook",
-                place: "scheduler's log, `tessera_unreadable_objects`",
-                message: "MSG:allocation-unreadable",
+                place: "scheduler's log (as above), `tessera_unreadable_objects`",
+                message: "pod annotation `hami.io/vgpu-devices-allocated` cannot be read: device `GPU-n1-0,NVIDIA,much,0`: memory `much` is not an integer of 0 to 2147483647; the cards it might name take no new work",
                 see: || {
                     let mut cluster = Cluster::new(&[two("n1"), two("n2")]);
                     let damaged = small()
@@ -348,8 +349,8 @@ pub(crate) fn nodes() -> Part {
             Row {
                 id: "allocation-forged",
                 did: "wrote an allocation on a running pod that asks for no card, past the webhook",
-                place: "scheduler's log, `tessera_unreadable_objects`",
-                message: "MSG:allocation-forged",
+                place: "scheduler's log (as above), `tessera_unreadable_objects`",
+                message: "the pod asks for no device but carries an allocation; nothing is booked",
                 see: || {
                     let mut cluster = Cluster::new(&[two("n1")]);
                     let forged = share("default", "p", &[])

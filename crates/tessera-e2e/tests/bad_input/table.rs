@@ -64,7 +64,12 @@ pub(crate) fn page(parts: &[Part]) -> String {
         write!(text, "\n## {}\n\n{}\n\n", part.title, part.about).unwrap();
         text.push_str("| what you did | where you see it | message |\n| --- | --- | --- |\n");
         for row in &part.rows {
-            let lines: Vec<String> = row.message.lines().map(code).collect();
+            let lines: Vec<String> = row
+                .message
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(code)
+                .collect();
             writeln!(text, "| {} | {} | {} |", cell(row.did), row.place, lines.join("<br>")).unwrap();
         }
     }

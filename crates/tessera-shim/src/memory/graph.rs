@@ -4,7 +4,10 @@
 //! Graphs without memory nodes are not looked at: until the first node of that kind is made, a launch goes straight
 //! to the driver.
 
-use core::{ffi::c_void, sync::atomic::{AtomicU32, Ordering}};
+use core::{
+    ffi::c_void,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::plain::bytes;
 use crate::{
@@ -24,7 +27,11 @@ static SEEN: AtomicU32 = AtomicU32::new(0);
 /// The process, if a graph with memory was ever made.
 #[inline]
 fn with_memory() -> Option<&'static Process> {
-    if SEEN.load(Ordering::Acquire) == 0 { None } else { started() }
+    if SEEN.load(Ordering::Acquire) == 0 {
+        None
+    } else {
+        started()
+    }
 }
 
 /// A stream that is being recorded stands for the graph that does not exist yet; streams are no graphs.

@@ -54,7 +54,10 @@ pub(super) fn parse(text: &str) -> Result<MemoryAsk, String> {
         "T" => 1_000_000_000_000,
         other => return Err(format!("`{other}` is no unit; use Mi, Gi, Ti, M, G, T or %")),
     };
-    number.checked_mul(unit).map(MemoryAsk::Bytes).ok_or_else(|| format!("`{text}` is more than any card has"))
+    number
+        .checked_mul(unit)
+        .map(MemoryAsk::Bytes)
+        .ok_or_else(|| format!("`{text}` is more than any card has"))
 }
 
 /// A size for a person: whole GiB where it is one, else MiB.

@@ -47,7 +47,9 @@ impl Nvml {
         // SAFETY: a handle of the library, and room of that length.
         check(name, unsafe { ask(device, buffer.as_mut_ptr(), length) })?;
         // SAFETY: the library ends its text within the room.
-        Ok(unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_string_lossy().into_owned())
+        Ok(unsafe { CStr::from_ptr(buffer.as_ptr()) }
+            .to_string_lossy()
+            .into_owned())
     }
 }
 
@@ -91,7 +93,11 @@ pub(super) fn list() -> Result<Vec<Card>> {
         if unsafe { handle(index, &raw mut device) } != 0 {
             continue;
         }
-        let mut found = Memory { total: 0, free: 0, used: 0 };
+        let mut found = Memory {
+            total: 0,
+            free: 0,
+            used: 0,
+        };
         // SAFETY: a handle of the library and a place for the answer.
         check(c"nvmlDeviceGetMemoryInfo", unsafe { memory(device, &raw mut found) })?;
         cards.push(Card {

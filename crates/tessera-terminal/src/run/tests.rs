@@ -19,7 +19,18 @@ fn sizes_have_units() {
     assert_eq!(memory("512Mi"), Ok(MemoryAsk::Bytes(512 << 20)));
     assert_eq!(memory("2G"), Ok(MemoryAsk::Bytes(2_000_000_000)));
     assert_eq!(memory("50%"), Ok(MemoryAsk::Percent(50)));
-    for wrong in ["", "abc", "-1", "0", "0%", "101%", "4GiB", "1.5Gi", "99999999999Ti", "4 Gi"] {
+    for wrong in [
+        "",
+        "abc",
+        "-1",
+        "0",
+        "0%",
+        "101%",
+        "4GiB",
+        "1.5Gi",
+        "99999999999Ti",
+        "4 Gi",
+    ] {
         assert!(memory(wrong).is_err(), "{wrong}");
     }
 }
@@ -34,7 +45,10 @@ fn percent_are_of_the_card() {
 #[test]
 fn the_command_follows_two_dashes() {
     let parse = |words: &[&str]| Cli::try_parse_from(std::iter::once(&"run").chain(words));
-    let cli = parse(&["--memory", "4Gi", "--cores", "30", "--card", "1", "--", "python3", "-c", "1"]).unwrap();
+    let cli = parse(&[
+        "--memory", "4Gi", "--cores", "30", "--card", "1", "--", "python3", "-c", "1",
+    ])
+    .unwrap();
     assert_eq!(cli.run.memory, Some(MemoryAsk::Bytes(4 << 30)));
     assert_eq!((cli.run.cores, cli.run.cards), (30, vec!["1".to_owned()]));
     assert_eq!(cli.run.command, ["python3", "-c", "1"]);
@@ -44,7 +58,12 @@ fn the_command_follows_two_dashes() {
 }
 
 fn card(index: u32) -> Card {
-    Card { index, uuid: format!("GPU-{index}"), name: "Tesla T4".into(), total_bytes: 15 << 30 }
+    Card {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "Tesla T4".into(),
+        total_bytes: 15 << 30,
+    }
 }
 
 #[test]
@@ -60,7 +79,10 @@ fn cards_are_chosen_by_index_or_uuid() {
         names(&["7"]).unwrap_err().to_string(),
         "there is no card `7`; this machine has 0 (GPU-0), 1 (GPU-1)"
     );
-    assert_eq!(names(&["0", "GPU-0"]).unwrap_err().to_string(), "card `GPU-0` is named twice");
+    assert_eq!(
+        names(&["0", "GPU-0"]).unwrap_err().to_string(),
+        "card `GPU-0` is named twice"
+    );
     assert!(choose(&[], &[]).is_err());
 }
 
@@ -92,5 +114,8 @@ fn only_the_grants_of_ended_runs_are_removed() {
 #[test]
 fn what_was_preloaded_stays() {
     assert_eq!(preload(Path::new("/a.so"), None), "/a.so");
-    assert_eq!(preload(Path::new("/a.so"), Some("/b.so /c.so".into())), "/a.so /b.so /c.so");
+    assert_eq!(
+        preload(Path::new("/a.so"), Some("/b.so /c.so".into())),
+        "/a.so /b.so /c.so"
+    );
 }

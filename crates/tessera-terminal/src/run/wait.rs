@@ -50,7 +50,8 @@ impl Signals {
             return Err(io::Error::from_raw_os_error(code)).context("blocking signals");
         }
         // SAFETY: filled by the successful call.
-        Ok(Self { awaited, before: unsafe { before.assume_init() } })
+        let before = unsafe { before.assume_init() };
+        Ok(Self { awaited, before })
     }
 
     /// Lets the command start with the mask that this process had.
@@ -89,7 +90,9 @@ pub(super) fn until_ended(mut child: Child, signals: &Signals) -> Result<ExitCod
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
@@ -101,8 +104,13 @@ pub(super) fn own_mark() -> String {
 
 /// Whether the process of a mark still runs; a mark that is none counts as gone.
 pub(super) fn is_alive(mark: &str) -> bool {
-    let Some((pid, start)) = mark.split_once('.') else { return false };
-    pid.parse().ok().and_then(start_ticks).is_some_and(|ticks| ticks.to_string() == start)
+    let Some((pid, start)) = mark.split_once('.') else {
+        return false;
+    };
+    pid.parse()
+        .ok()
+        .and_then(start_ticks)
+        .is_some_and(|ticks| ticks.to_string() == start)
 }
 
 fn start_ticks(pid: u32) -> Option<u64> {

@@ -47,7 +47,12 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
         .as_deref()
         .and_then(|priority| container.view().limits.get(priority))
     {
-        check_priority(name, names.priority.as_deref().unwrap_or_default(), priority, &mut admit)?;
+        check_priority(
+            name,
+            names.priority.as_deref().unwrap_or_default(),
+            priority,
+            &mut admit,
+        )?;
         let priority = priority.to_string();
         set_env(container, &mut admit, keys::ENV_TASK_PRIORITY, &priority);
     }
@@ -111,12 +116,7 @@ pub(super) fn admit(class: &Nvidia, container: &mut ContainerEdit<'_>, pod: &Pod
 }
 
 /// The library in the container reads 0 and 1. Another whole number is passed on, as in HAMi, with a warning.
-fn check_priority(
-    container: &str,
-    resource: &str,
-    priority: &Quantity,
-    admit: &mut Admit,
-) -> Result<(), RequestError> {
+fn check_priority(container: &str, resource: &str, priority: &Quantity, admit: &mut Admit) -> Result<(), RequestError> {
     match priority.as_integer() {
         Some(0 | 1) => {}
         Some(2..) => admit.warnings.push(format!(

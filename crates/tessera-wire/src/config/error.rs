@@ -79,6 +79,34 @@ impl ConfigError {
     }
 }
 
+impl ConfigError {
+    /// Says which line of `file` has a value of the wrong type: the parser names only its own word for the type.
+    pub(super) fn with_line_of(mut self, file: &str) -> Self {
+        let Some(wanted) = self.text.strip_prefix("invalid ").and_then(plain_type) else {
+            return self;
+        };
+        let line = self
+            .line
+            .and_then(|line| usize::try_from(line).ok())
+            .and_then(|line| file.lines().nth(line.checked_sub(1)?));
+        if let Some(line) = line {
+            let shown: String = line.trim().chars().take(80).collect();
+            self.text = format!("`{shown}`: {wanted} is expected");
+        }
+        self
+    }
+}
+
+/// A type of the language in plain words.
+fn plain_type(word: &str) -> Option<&'static str> {
+    match word.split_whitespace().next()? {
+        "i8" | "i16" | "i32" | "i64" | "u8" | "u16" | "u32" | "u64" => Some("a whole number"),
+        "f32" | "f64" | "float" => Some("a number"),
+        "bool" | "boolean" => Some("true or false"),
+        _ => None,
+    }
+}
+
 fn unknown_key(key: &str, known: &[&'static str]) -> String {
     match nearest(key, known.iter().copied()) {
         Some(meant) => format!("unknown key `{key}`; did you mean `{meant}`?"),
@@ -127,5 +155,7 @@ fn first_line(text: &str) -> String {
         .map(str::trim)
         .find(|line| !line.is_empty())
         .unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    // The place is told before the text.
+    line.rsplit_once(" at line ").map_or(line, |(text, _)| text).to_owned()
 }

@@ -55,7 +55,7 @@ pub(super) fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, Config
             "the file is larger than {FILE_BYTES_MAX} bytes"
         )));
     }
-    Ok(serde_saphyr::from_str(text)?)
+    serde_saphyr::from_str(text).map_err(|error| ConfigError::from(error).with_line_of(text))
 }
 
 impl DeviceConfig {
