@@ -88,6 +88,17 @@ impl Artefacts {
         }
         let status = cargo.status().context("starting cargo build")?;
         ensure!(status.success(), "building the product: cargo ended with {status}");
+        if profile == Profile::Release {
+            let script = root().join("crates/tessera-shim/build-dist.sh");
+            let status = Command::new(&script)
+                .status()
+                .with_context(|| format!("starting {}", script.display()))?;
+            ensure!(
+                status.success(),
+                "building libvgpu.so for old images: {} ended with {status}",
+                script.display()
+            );
+        }
         Self::find(profile)
     }
 
@@ -105,7 +116,10 @@ impl Artefacts {
         let artefacts = Self {
             tessera: folder.join("tessera"),
             simdriver: folder.join("tessera-simdriver"),
-            shim: folder.join("libvgpu.so"),
+            shim: match profile {
+                Profile::Dev => folder.join("libvgpu.so"),
+                Profile::Release => root().join("target/dist-shim/libvgpu.so"),
+            },
             probe: folder.join("share-probe"),
             cuda: folder.join("libcuda.so"),
             nvml: folder.join("libnvidia_ml.so"),

@@ -303,7 +303,9 @@ fn short_storm(stage: &Stage) -> Boxed<'_> {
             stage,
             NS,
             Round {
-                pods: number_from("TESSERA_STORM_PODS").and_then(|pods| pods.try_into().ok()).unwrap_or(60),
+                pods: number_from("TESSERA_STORM_PODS")
+                    .and_then(|pods| pods.try_into().ok())
+                    .unwrap_or(60),
                 seed: number_from("TESSERA_STORM_SEED").unwrap_or(5),
                 kill_kubelet: true,
             },

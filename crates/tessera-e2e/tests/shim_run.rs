@@ -7,12 +7,17 @@ mod shim_support;
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
 
-use shim_support::{Client, GIB, Machine, can_mount, library};
+use shim_support::{Client, GIB, Machine, can_mount, library, tessera};
 use tessera_region::fs;
 
 fn run(machine: &Machine, options: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tessera-run"));
-    command.args(options).arg("--library").arg(library()).arg("--");
+    let mut command = Command::new(tessera());
+    command
+        .arg("run")
+        .args(options)
+        .arg("--library")
+        .arg(library())
+        .arg("--");
     machine.on_machine(&mut command);
     command
 }
@@ -101,14 +106,16 @@ fn an_ordinary_user_can_run_with_a_share() {
     std::fs::create_dir(&folder).unwrap();
     // Where another user can reach them.
     for (from, to) in [
-        (env!("CARGO_BIN_EXE_tessera-run").into(), "tessera-run"),
+        (tessera(), "tessera"),
         (env!("CARGO_BIN_EXE_cuda-client").into(), "cuda-client"),
         (library(), "libvgpu.so"),
     ] {
         std::fs::copy(from, folder.join(to)).unwrap();
     }
-    let mut command = Command::new(folder.join("tessera-run"));
-    command.args(["--memory", "1Gi", "--"]).arg(folder.join("cuda-client"));
+    let mut command = Command::new(folder.join("tessera"));
+    command
+        .args(["run", "--memory", "1Gi", "--"])
+        .arg(folder.join("cuda-client"));
     machine.on_machine(&mut command);
     command.env("TMPDIR", "/dev/shm").env_remove("XDG_RUNTIME_DIR");
     command.uid(65534).gid(65534);

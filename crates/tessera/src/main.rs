@@ -23,6 +23,8 @@ enum Command {
     Scheduler(tessera_extender::SchedulerArgs),
     /// Serve the kubelet of this node: publish its cards, seal a grant for each container.
     Agent(tessera_agent::AgentArgs),
+    /// Run one command on this machine with a share of its cards, without Kubernetes.
+    Run(tessera_terminal::run::RunArgs),
     /// Print the version.
     Version,
 }
@@ -37,6 +39,10 @@ fn main() -> ExitCode {
             tessera_agent::init_logs(&args);
             block_on(1, tessera_agent::run(args))
         }
+        Command::Run(args) => match tessera_terminal::run::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Version => {
             tell(
                 &mut std::io::stdout(),

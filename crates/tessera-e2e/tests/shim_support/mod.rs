@@ -59,6 +59,17 @@ pub fn library() -> PathBuf {
     BUILT.join("libvgpu.so")
 }
 
+/// The product's binary, which `./check` builds before the tests.
+pub fn tessera() -> PathBuf {
+    let binary = BUILT.join("tessera");
+    assert!(
+        binary.is_file(),
+        "{} is missing; run `cargo build --workspace`",
+        binary.display()
+    );
+    binary
+}
+
 /// Whether this process may mount; says so when it may not.
 pub fn can_mount() -> bool {
     // SAFETY: no conditions.
