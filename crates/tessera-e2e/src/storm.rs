@@ -3,6 +3,7 @@
 //! do the bookings equal the API's objects at the end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -141,6 +142,38 @@ fn mixed_asks(dice: &mut Dice) -> Vec<Value> {
 /// # Errors
 /// The first thing that a user would call broken.
 pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
+    let seen = weather(stage, namespace, round).await;
+    if seen.is_err()
+        && let Some(folder) = std::env::var_os("TESSERA_STORM_LOGS")
+    {
+        keep_logs(stage, Path::new(&folder));
+    }
+    seen.with_context(|| format!("seed {}, {} pods", round.seed, round.pods))
+}
+
+/// Copies what the node's parts said to `folder`: the cluster's own folder goes with the cluster.
+fn keep_logs(stage: &Stage, folder: &Path) {
+    let mut sources = vec![
+        stage.cluster.state_dir().join("log"),
+        stage.cluster.kubelet_dir().join("device-plugins"),
+    ];
+    if let Some(root) = stage.cluster.node_root() {
+        sources.push(root.join("var/log/pods"));
+        sources.push(root.join("run/tessera/grants"));
+    }
+    drop(std::fs::create_dir_all(folder));
+    // Best effort: the find itself is told in any case.
+    drop(
+        std::process::Command::new("cp")
+            .args(["--recursive", "--dereference", "--parents"])
+            .args(sources)
+            .arg(folder)
+            .stderr(std::process::Stdio::null())
+            .status(),
+    );
+}
+
+async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
     let mut dice = Dice::new(round.seed);
     let mut seen = Seen::default();
     let start = Instant::now();
@@ -183,8 +216,7 @@ pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen>
         }
         ensure!(
             Instant::now() < deadline,
-            "seed {}: {open} of {} pods did not end in time, for example {:?}",
-            round.seed,
+            "{open} of {} pods did not end in time, for example {:?}",
             round.pods,
             pods.items
                 .iter()

@@ -1,5 +1,7 @@
 //! The main job on a real one-node Kubernetes: pods share one simulated card, each holds its share.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test runner")]
+
 use std::future::Future;
 use std::pin::Pin;
 use std::process::ExitCode;
