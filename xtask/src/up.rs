@@ -138,13 +138,13 @@ async fn up(args: &UpArgs) -> Result<()> {
         max_pods: 110,
     };
     let running = Cluster::attach(STATE).await.context("looking for a running cluster")?;
-    tool::say("Building Tessera (about 5 min the first time).");
+    progress.step("Building Tessera, about 6 min the first time");
     let artefacts = tokio::task::spawn_blocking(|| Artefacts::build(Profile::Release))
         .await
         .context("building Tessera")??;
     let stage = match running {
         Some(cluster) => {
-            tool::say("The cluster is running already; bringing Tessera up to date.");
+            progress.step("The cluster is running already; bringing Tessera up to date");
             let client = cluster.kube().await.context("connecting to the cluster")?;
             let stage = Stage { cluster, client };
             stage.install(&plan, &artefacts, &progress).await?;
@@ -158,6 +158,7 @@ async fn up(args: &UpArgs) -> Result<()> {
         }
     };
     if !args.no_sample {
+        progress.step(format!("Starting the sample {SAMPLE}"));
         sample(&stage).await?;
     }
     tool::say(&format!(
@@ -170,7 +171,6 @@ async fn up(args: &UpArgs) -> Result<()> {
 }
 
 async fn sample(stage: &Stage) -> Result<()> {
-    tool::say(&format!("Starting the sample: {SAMPLE}"));
     stage.kubectl(&["apply", "-f", SAMPLE])?;
     let mut rows = vec![["POD", "CARD", "MEMORY", "CORES", "NVML SEES", "CUDA GAVE", "THEN"].map(str::to_owned)];
     for name in ["small", "large"] {

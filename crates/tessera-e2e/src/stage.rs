@@ -78,13 +78,16 @@ impl Stage {
     /// # Errors
     /// The first step that failed.
     pub async fn install(&self, plan: &Plan, artefacts: &Artefacts, progress: &Progress) -> Result<()> {
+        progress.step("Building and loading the images, about 10 s (3 min the first time)");
         product::load_images(&self.cluster, artefacts, progress).await?;
+        progress.step("Installing the chart charts/tessera");
         let mut values = product::values(plan.cards.as_deref());
         merge(&mut values, &plan.values);
         let file = self.cluster.state_dir().join("values.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&values)?)
             .with_context(|| format!("writing {}", file.display()))?;
         product::install_chart(self.cluster.binaries().helm(), &self.cluster.kubeconfig(), &file)?;
+        progress.step("Waiting for scheduler and node agent, about 10 s");
         self.ready().await
     }
 

@@ -79,10 +79,14 @@ pub fn probe_pod(name: &str, asks: &[Value], hold: bool, labels: &Value) -> Valu
         .iter()
         .enumerate()
         .map(|(position, limits)| {
-            let mut command = vec!["/opt/sample/share-probe"];
-            if hold {
-                command.push("--hold");
-            }
+            let asks_nothing = limits.as_object().is_none_or(serde_json::Map::is_empty);
+            let command = match (asks_nothing, hold) {
+                // No driver is there to ask; none may be there.
+                (true, false) => vec!["/bin/sh", "-c", "test ! -e /dev/nvidiactl || exit 3"],
+                (true, true) => vec!["/bin/sh", "-c", "test ! -e /dev/nvidiactl || exit 3; exec sleep infinity"],
+                (false, false) => vec!["/opt/sample/share-probe"],
+                (false, true) => vec!["/opt/sample/share-probe", "--hold"],
+            };
             json!({
                 "name": format!("c{position}"),
                 "image": product::SAMPLE_IMAGE,

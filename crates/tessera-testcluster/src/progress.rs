@@ -68,7 +68,8 @@ impl Progress {
         (self.0)(&event);
     }
 
-    pub(crate) fn step(&self, text: impl Into<String>) {
+    /// Tells one more step, as a sentence without a full stop.
+    pub fn step(&self, text: impl Into<String>) {
         self.tell(Event::Step(text.into()));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -46,11 +47,21 @@ impl Registry {
     }
 
     fn open_at(dir: PathBuf) -> Result<Self, Error> {
-        fs::create_dir_all(&dir).at("create folder", &dir)?;
         let path = dir.join("lock");
-        let lock = File::create(&path).at("create", &path)?;
-        lock.lock().at("lock", &path)?;
-        Ok(Self { dir, _lock: lock })
+        loop {
+            fs::create_dir_all(&dir).at("create folder", &dir)?;
+            let lock = match File::create(&path) {
+                // The last cluster removed the folder in between.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.at("create", &path)?,
+            };
+            lock.lock().at("lock", &path)?;
+            let held = lock.metadata().at("read", &path)?.ino();
+            // Whoever held it before may have removed it; only the file that is there now counts.
+            if fs::metadata(&path).is_ok_and(|now| now.ino() == held) {
+                return Ok(Self { dir, _lock: lock });
+            }
+        }
     }
 
     fn file(&self, number: u8) -> PathBuf {
@@ -86,6 +97,9 @@ impl Registry {
         }
         if self.entries().is_empty() {
             self.remove_mount_points();
+            // Nothing stays of an empty registry. A folder with something else in it is not ours alone.
+            drop(fs::remove_file(self.dir.join("lock")));
+            drop(fs::remove_dir(&self.dir));
         }
     }
 
