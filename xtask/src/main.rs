@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod storm;
 mod tidy;
@@ -23,6 +24,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Start a one-node Kubernetes with Tessera and a sample of pods that share one card.
     Up(up::UpArgs),
+    /// Measure the figures of docs/benchmarks again.
+    Bench,
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
     /// Check the rules of the repository that no compiler knows.
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Up(args) => up::run(&args),
+        Command::Bench => bench::run(),
         Command::Storm(args) => storm::run(&args),
         Command::Tidy => tidy::run(),
     };

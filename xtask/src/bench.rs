@@ -1,0 +1,159 @@
+//! `cargo xtask bench`: the figures of docs/benchmarks, measured again on this machine.
+
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tessera_e2e::product::{self, Artefacts, Profile};
+use tessera_e2e::stage::{Plan, Stage};
+use tessera_e2e::storm;
+use tessera_testcluster::Progress;
+
+use crate::tool;
+
+/// Decisions counted; the difference to a run without any is theirs.
+const DECISIONS: u64 = 200;
+
+pub(crate) fn run() -> Result<ExitCode> {
+    let artefacts = Artefacts::build(Profile::Release)?;
+    tool::say("## Decision: instructions, 1,000 nodes x 8 cards, 2,000 pods (callgrind)");
+    tool::run(
+        "building the example",
+        tool::cargo().args([
+            "build",
+            "--release",
+            "--quiet",
+            "-p",
+            "tessera-engine",
+            "--example",
+            "decide_cost",
+        ]),
+    )?;
+    for mode in ["warm", "cold"] {
+        let per_call = (instructions(DECISIONS, mode)? - instructions(0, mode)?) / DECISIONS;
+        tool::say(&format!("{mode}: {per_call} instructions a decision"));
+    }
+    tool::say("## Extender over HTTP on loopback, same size");
+    for mode in ["one", "all"] {
+        let mut command = Command::new(product::root().join("target/release/scheduler-bench"));
+        tool::run(mode, command.args(["--mode", mode]))?;
+    }
+    tool::say("## Shim: added instructions and nanoseconds a call");
+    let mut command = Command::new(product::root().join("target/release/shim-cost"));
+    tool::run("shim-cost", command.arg("--library").arg(&artefacts.shim))?;
+    tool::say("## Node agent and scheduler on a real node, 8 simulated cards");
+    let figures = tokio::runtime::Runtime::new()
+        .context("starting the async runtime")?
+        .block_on(node(&artefacts))?;
+    tool::say(&serde_json::to_string_pretty(&figures)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn instructions(decisions: u64, mode: &str) -> Result<u64> {
+    let out = product::root().join("target/callgrind.decide");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())])
+        .arg(product::root().join("target/release/examples/decide_cost"))
+        .args([&decisions.to_string(), mode])
+        .output()
+        .context("starting valgrind (Debian package valgrind)")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "valgrind: {text}");
+    text.lines()
+        .find_map(|line| line.split("Collected :").nth(1)?.trim().parse().ok())
+        .with_context(|| format!("callgrind printed no count: {text}"))
+}
+
+async fn node(artefacts: &Artefacts) -> Result<Value> {
+    let plan = Plan {
+        cards: Some("cards:\n  - {model: A100-SXM4-40GB, count: 8}\n".to_owned()),
+        state: None,
+        detached: false,
+        values: json!({}),
+        max_pods: 110,
+    };
+    let stage = Stage::start(&plan, artefacts, &Progress::silent()).await?;
+    let figures = figures(&stage).await;
+    stage.cluster.stop().await.context("stopping the cluster")?;
+    figures
+}
+
+async fn figures(stage: &Stage) -> Result<Value> {
+    for number in 0..8 {
+        let ask = json!({ "nvidia.com/gpu": 1, "nvidia.com/gpumem": 1000 });
+        stage
+            .create(
+                "default",
+                &storm::probe_pod(&format!("held-{number}"), &[ask], true, &json!({})),
+            )
+            .await?;
+    }
+    for number in 0..8 {
+        stage.running("default", &format!("held-{number}")).await?;
+    }
+    let before = (process("agent")?, process("scheduler")?);
+    let mark = stage.cluster.audit().mark();
+    let idle = Duration::from_secs(60);
+    // The quiet itself is what is measured.
+    tokio::time::sleep(idle).await;
+    let after = (process("agent")?, process("scheduler")?);
+    let ours = format!("system:serviceaccount:{}:", product::NAMESPACE);
+    let writes = stage.cluster.audit().count_since(mark, |event| {
+        event.is_write()
+            && event.user.username.starts_with(&ours)
+            && !event
+                .object_ref
+                .as_ref()
+                .is_some_and(|object| object.resource == "leases")
+    })?;
+    let figure = |before: &Process, after: &Process| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_per_s_idle": (after.cpu_ms - before.cpu_ms) / idle.as_secs() });
+    Ok(json!({
+        "pods": 8,
+        "agent": figure(&before.0, &after.0),
+        "scheduler": figure(&before.1, &after.1),
+        "api_writes_in_60_s_idle_leases_apart": writes,
+    }))
+}
+
+struct Process {
+    rss_kib: u64,
+    cpu_ms: u64,
+}
+
+/// The process `tessera <subcommand>`.
+fn process(subcommand: &str) -> Result<Process> {
+    let pid = pid(subcommand)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the status of a process")?;
+    let rss_kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .context("no VmRSS")?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading the times of a process")?;
+    let ticks: u64 = stat
+        .rsplit(')')
+        .next()
+        .into_iter()
+        .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    // Linux counts in hundredths of a second on every machine that matters here.
+    Ok(Process {
+        rss_kib,
+        cpu_ms: ticks * 10,
+    })
+}
+
+fn pid(subcommand: &str) -> Result<u32> {
+    let is_ours = |command: &[u8]| {
+        let mut words = command.split(|byte| *byte == 0);
+        words.next().is_some_and(|program| program.ends_with(b"/tessera"))
+            && words.next() == Some(subcommand.as_bytes())
+    };
+    std::fs::read_dir("/proc")
+        .context("reading /proc")?
+        .flatten()
+        .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|command| is_ours(&command)))
+        .find_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .with_context(|| format!("no process `tessera {subcommand}`"))
+}
