@@ -102,10 +102,10 @@ async fn figures(stage: &Stage) -> Result<Value> {
     let writes = stage.cluster.audit().count_since(mark, |event| {
         event.is_write()
             && event.user.username.starts_with(&ours)
-            && !event
+            && event
                 .object_ref
                 .as_ref()
-                .is_some_and(|object| object.resource == "leases")
+                .is_none_or(|object| object.resource != "leases")
     })?;
     let figure = |before: &Process, after: &Process| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_per_s_idle": (after.cpu_ms - before.cpu_ms) / idle.as_secs() });
     Ok(json!({

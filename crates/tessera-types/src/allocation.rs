@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CardId, Cores, Keyword, Mib, Placement};
+use crate::{CardId, Cores, Extras, Keyword, Mib, Placement};
 
 /// The part of one card that one container holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct Share {
     pub memory: Mib,
     /// Compute held.
     pub cores: Cores,
+    /// What the class counts besides.
+    #[serde(default, skip_serializing_if = "crate::usage::none")]
+    pub extra: Extras,
 }
 
 /// The shares of one class, container by container: index = position in the pod, init containers first.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CardId, Cores, Keyword, Mib};
+use crate::{CardId, Cores, Extras, Keyword, Mib};
 
 /// How a card is divided. The text is the vendor's; `hami-core` (a preloaded library holds the limits), `mig`
 /// (hardware instances) and `mps` are known to the NVIDIA class.
@@ -100,6 +100,8 @@ pub struct Card {
     pub memory: Mib,
     /// Compute that may be promised; 100 unless oversubscribed.
     pub cores: Cores,
+    /// What the class counts besides, in its own positions.
+    pub extra: Extras,
     /// Model name.
     pub model: Arc<str>,
     /// NUMA node; -1 if the node does not know.

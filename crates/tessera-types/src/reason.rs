@@ -1,5 +1,7 @@
 //! Why a card or a node was refused. One value; event text, HTTP text, metric label and advice are renderings.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{CardId, Keyword};
@@ -33,6 +35,8 @@ pub enum ReasonKind {
     NumaMismatch,
     /// The card must be unused and is not.
     ExclusiveConflict,
+    /// Too little is free of something that only the class counts.
+    AmountShort,
     /// A rule of the class refuses the card.
     ClassRule,
     /// No hardware instance of the size can be placed.
@@ -124,6 +128,9 @@ pub struct Reason {
     pub wanted: Option<(Dimension, u64)>,
     /// How much was free in the same dimension.
     pub free: Option<u64>,
+    /// What [`Dimension::Other`] counts, in words; with no amount, the rule that was broken, as a clause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<Arc<str>>,
     /// How many cards HAMi's counted text charges to this reason (1 for a single card).
     pub count: u32,
 }
@@ -137,6 +144,7 @@ impl Reason {
             card,
             wanted: None,
             free: None,
+            what: None,
             count: 1,
         }
     }
@@ -149,8 +157,25 @@ impl Reason {
             card,
             wanted: Some((dimension, wanted)),
             free: Some(free),
+            what: None,
             count: 1,
         }
+    }
+
+    /// An amount that only the class counts is short; `what` names it ("AI CPUs").
+    #[must_use]
+    pub fn short_of(kind: ReasonKind, card: Option<CardId>, what: &str, wanted: u64, free: u64) -> Self {
+        Self {
+            what: Some(Arc::from(what)),
+            ..Self::short(kind, card, Dimension::Other, wanted, free)
+        }
+    }
+
+    /// Says more exactly what is wrong, for people.
+    #[must_use]
+    pub fn because(mut self, what: &str) -> Self {
+        self.what = Some(Arc::from(what));
+        self
     }
 }
 

@@ -41,7 +41,8 @@ pub struct Ask {
     pub percent_beside: Option<u32>,
     /// Compute of each. May exceed 100 as written; fitting takes at most a whole card.
     pub cores: Cores,
-    /// Further amounts of each card that only the class understands (AI CPUs, dies), by name.
+    /// Further amounts of each card, by the class's own name. Those that the class counts are added and compared like
+    /// memory; the others are for the class alone.
     pub extra: Vec<(String, u64)>,
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Allocation, CardId, ContainerRole, Cores, Keyword, Mib};
+use crate::{Allocation, CardId, ContainerRole, Cores, Extras, Keyword, Mib, Share};
 
 /// An amount of each of a card's common dimensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -19,9 +19,28 @@ pub struct CardUsage {
     pub memory: Mib,
     /// Compute.
     pub cores: Cores,
+    /// What the class counts besides.
+    #[serde(default, skip_serializing_if = "none")]
+    pub extra: Extras,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+pub(crate) fn none(extra: &Extras) -> bool {
+    extra.is_none()
 }
 
 impl CardUsage {
+    /// What one share holds: one slot and its amounts.
+    #[must_use]
+    pub fn of(share: &Share) -> Self {
+        Self {
+            slots: 1,
+            memory: share.memory,
+            cores: share.cores,
+            extra: share.extra,
+        }
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -29,6 +48,7 @@ impl CardUsage {
             slots: self.slots.saturating_add(other.slots),
             memory: self.memory.saturating_add(other.memory),
             cores: self.cores.saturating_add(other.cores),
+            extra: self.extra.plus(other.extra),
         }
     }
 
@@ -39,6 +59,7 @@ impl CardUsage {
             slots: self.slots.saturating_sub(other.slots),
             memory: self.memory.saturating_sub(other.memory),
             cores: self.cores.saturating_sub(other.cores),
+            extra: self.extra.minus(other.extra),
         }
     }
 
@@ -49,6 +70,7 @@ impl CardUsage {
             slots: self.slots.max(other.slots),
             memory: self.memory.max(other.memory),
             cores: self.cores.max(other.cores),
+            extra: self.extra.max(other.extra),
         }
     }
 }
@@ -75,13 +97,8 @@ pub fn effective_usage(allocation: &Allocation, roles: &[ContainerRole], init_do
             let role = roles.get(position).copied().unwrap_or(ContainerRole::App);
             let mut here: BTreeMap<&CardId, CardUsage> = BTreeMap::new();
             for share in shares {
-                let one = CardUsage {
-                    slots: 1,
-                    memory: share.memory,
-                    cores: share.cores,
-                };
                 let sum = here.entry(&share.card).or_default();
-                *sum = sum.plus(one);
+                *sum = sum.plus(CardUsage::of(share));
             }
             for (card, amount) in here {
                 let (_, sums) = by_card
@@ -116,6 +133,7 @@ mod tests {
             class: Keyword::new("NVIDIA").unwrap(),
             memory: Mib::new(memory),
             cores: Cores::new(cores),
+            extra: Extras::NONE,
         }
     }
 
