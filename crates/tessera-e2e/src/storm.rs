@@ -83,7 +83,11 @@ pub fn probe_pod(name: &str, asks: &[Value], hold: bool, labels: &Value) -> Valu
             let command = match (asks_nothing, hold) {
                 // No driver is there to ask; none may be there.
                 (true, false) => vec!["/bin/sh", "-c", "test ! -e /dev/nvidiactl || exit 3"],
-                (true, true) => vec!["/bin/sh", "-c", "test ! -e /dev/nvidiactl || exit 3; exec sleep infinity"],
+                (true, true) => vec![
+                    "/bin/sh",
+                    "-c",
+                    "test ! -e /dev/nvidiactl || exit 3; exec sleep infinity",
+                ],
                 (false, false) => vec!["/opt/sample/share-probe"],
                 (false, true) => vec!["/opt/sample/share-probe", "--hold"],
             };

@@ -74,6 +74,9 @@ async fn all() -> Result<ExitCode> {
             ("a_storm_loses_and_leaks_nothing", |s| short_storm(s) as Boxed<'_>),
             ("an_idle_node_writes_nothing", |s| idle(s) as Boxed<'_>),
             ("with_all_of_tessera_dead_ordinary_pods_run", |s| dead(s) as Boxed<'_>),
+            ("the_chart_uninstalls_and_leaves_no_object", |s| {
+                uninstall(s) as Boxed<'_>
+            }),
         ],
     )
     .await;
@@ -362,6 +365,35 @@ fn dead(stage: &Stage) -> Boxed<'_> {
         );
         stage.running(NS, "ordinary").await?;
         clear(stage).await
+    })
+}
+
+fn uninstall(stage: &Stage) -> Boxed<'_> {
+    Box::pin(async move {
+        product::helm(
+            stage.cluster.binaries().helm(),
+            &stage.cluster.kubeconfig(),
+            &[
+                "uninstall",
+                product::RELEASE,
+                "--namespace",
+                product::NAMESPACE,
+                "--wait",
+            ],
+        )?;
+        let kinds = "deployments,daemonsets,services,configmaps,secrets,leases,serviceaccounts,roles,rolebindings";
+        let namespaced = stage.kubectl(&["-n", product::NAMESPACE, "get", kinds, "-o", "name"])?;
+        let left: Vec<&str> = namespaced
+            .lines()
+            .filter(|name| !matches!(*name, "configmap/kube-root-ca.crt" | "serviceaccount/default"))
+            .collect();
+        ensure!(left.is_empty(), "left in {}: {left:?}", product::NAMESPACE);
+        let wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations,\
+                    validatingadmissionpolicies,validatingadmissionpolicybindings,runtimeclasses";
+        let wide = stage.kubectl(&["get", wide, "-o", "name"])?;
+        let left: Vec<&str> = wide.lines().filter(|name| name.contains("tessera")).collect();
+        ensure!(left.is_empty(), "left in the cluster: {left:?}");
+        Ok(())
     })
 }
 

@@ -76,7 +76,7 @@ fn a_signal_reaches_the_command_and_the_grant_goes() {
     command.args([
         "sh",
         "-c",
-        "trap 'echo caught; exit 3' TERM; echo ready; read line & wait",
+        "sleep 1000 >/dev/null 2>&1 & trap \"kill $!; echo caught; exit 3\" TERM; echo ready; wait",
     ]);
     let mut running = Client::spawn(command);
     assert_eq!(running.answer(), "ready");
