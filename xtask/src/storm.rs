@@ -19,6 +19,12 @@ pub(crate) struct StormArgs {
     /// Decides sizes, deletes and kills; round n runs with seed + n.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Use the development build, which is there sooner and runs slower.
+    #[arg(long)]
+    dev: bool,
+    /// Kill the agent's whole container at times, which the kubelet starts again only after pauses.
+    #[arg(long)]
+    kill_containers: bool,
     /// Pods created at once.
     #[arg(long, default_value_t = 200)]
     pods: u32,
@@ -32,7 +38,7 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
 }
 
 async fn rounds(args: &StormArgs) -> Result<()> {
-    let artefacts = Artefacts::build(Profile::Release)?;
+    let artefacts = Artefacts::build(if args.dev { Profile::Dev } else { Profile::Release })?;
     let plan = Plan {
         cards: Some("cards:\n  - {model: A100-SXM4-40GB, count: 8}\n".to_owned()),
         state: None,
@@ -52,6 +58,7 @@ async fn rounds(args: &StormArgs) -> Result<()> {
                 pods: args.pods,
                 seed,
                 kill_kubelet: true,
+                kill_containers: args.kill_containers,
             },
         )
         .await

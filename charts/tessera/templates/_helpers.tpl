@@ -174,7 +174,8 @@ imagePullSecrets:
 {{- range $key := list "resourceCountName" "resourceMemoryName" "resourceMemoryPercentageName" "resourceCoreName" "resourcePriorityName" -}}
 {{- with get $nvidia $key -}}{{- $names = append $names . -}}{{- end -}}
 {{- end -}}
-{{- toJson $names -}}
+{{- $names = concat $names (include "tessera.sectionsInEffect" . | fromJson | include "tessera.resourceNames" | fromJsonArray) -}}
+{{- toJson (uniq $names) -}}
 {{- end -}}
 
 {{- define "tessera.ownCertificate" -}}

@@ -10,13 +10,10 @@
   "selinux" "set the label as devicePlugin.securityContext.seLinuxOptions" -}}
 {{- if hasKey $.Values $key -}}{{- $found = append $found (printf "%s: %s" $key $why) -}}{{- end -}}
 {{- end -}}
-{{- range $key := keys .Values | sortAlpha -}}
-{{- if regexMatch "^(mlu|dcu|hcu|metax|enflame|kunlun|vastai|biren)" $key -}}
-{{- $found = append $found (printf "%s: only NVIDIA cards are served by this version" $key) -}}
-{{- end -}}
-{{- end -}}
-{{- range $vendor, $_ := .Values.devices -}}
-{{- if ne $vendor "nvidia" -}}{{- $found = append $found (printf "devices.%s: only NVIDIA cards are served by this version" $vendor) -}}{{- end -}}
+{{- $known := list "nvidia" "ascend" "metax" "hygon" "cambricon" "mthreads" "enflame" "kunlun" "awsneuron" "amd" "vastai" "biren" "intel" "gaudi" "iluvatar" -}}
+{{- range $vendor, $values := .Values.devices -}}
+{{- if not (has $vendor $known) -}}{{- $found = append $found (printf "devices.%s: no such device class" $vendor) -}}
+{{- else if hasKey $values "customresources" -}}{{- $found = append $found (printf "devices.%s.customresources: the names come from the device configuration" $vendor) -}}{{- end -}}
 {{- end -}}
 {{- range $key := list "networkPolicy" "serviceAccountName" "strategy" -}}
 {{- if hasKey $.Values.scheduler $key -}}{{- $found = append $found (printf "scheduler.%s: not supported" $key) -}}{{- end -}}

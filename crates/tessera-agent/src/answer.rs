@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use tessera_kubelet::proto::deviceplugin_v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 use tessera_region::{CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, fs::GrantDir};
+use tessera_types::CardId;
 
 use crate::book::Record;
 use crate::cdi;
@@ -17,6 +18,9 @@ use crate::driver_files::{Bind, DeviceFile, NodeKind};
 
 /// Annotation of the container that names its grant; the kubelet records it.
 pub const GRANT_ANNOTATION: &str = "tessera.dev/grant";
+/// Annotation of the container that names its cards, whatever way they are
+/// handed in.
+pub const CARDS_ANNOTATION: &str = "tessera.dev/cards";
 /// Annotation of a container without the library, and why.
 pub const HOOK_ANNOTATION: &str = "tessera.dev/hook";
 
@@ -85,6 +89,10 @@ pub fn answer(frame: &Frame, subject: &Subject<'_>) -> ContainerAllocateResponse
     response
         .annotations
         .insert(GRANT_ANNOTATION.to_owned(), subject.record.id.clone());
+    let cards: Vec<&str> = subject.record.shares.iter().map(|share| share.card.as_str()).collect();
+    response
+        .annotations
+        .insert(CARDS_ANNOTATION.to_owned(), cards.join(","));
     if !subject.record.limited {
         response
             .annotations
@@ -260,6 +268,16 @@ pub fn grant_in(response: &ContainerAllocateResponse) -> Option<String> {
         let folder = Path::new(&mount.host_path).parent()?.file_name()?;
         Some(folder.to_string_lossy().into_owned())
     })
+}
+
+/// The cards that a recorded answer hands in; none when it does not say.
+#[must_use]
+pub fn cards_in(response: &ContainerAllocateResponse) -> Vec<CardId> {
+    let text = response.annotations.get(CARDS_ANNOTATION);
+    text.into_iter()
+        .flat_map(|text| text.split(','))
+        .filter_map(|card| CardId::new(card).ok())
+        .collect()
 }
 
 fn mount(host: &Path, container: &Path, read_only: bool) -> Mount {

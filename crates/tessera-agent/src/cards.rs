@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_probe::{CardFacts, Inventory};
-use tessera_types::{Card, CardId, CardMode, Cores, Keyword, Mib};
+use tessera_types::{Card, CardId, CardMode, Cores, Extras, Keyword, Mib};
 
 use crate::settings::CardSettings;
 
@@ -88,12 +88,14 @@ pub fn manage(inventory: &Inventory, settings: &CardSettings, class: &Keyword) -
                 slots: settings.slots,
                 memory: Mib::new(scale(physical, settings.memory_scaling)),
                 cores: Cores::new(scaled_cores(settings.core_scaling)),
+                extra: Extras::NONE,
                 model: Arc::from(model(&facts.model).as_str()),
                 numa: numa_known.unwrap_or(0),
                 mode: CardMode::new(&settings.mode),
                 healthy: status.sick.is_none(),
                 mig_profiles: Vec::new(),
                 link_scores,
+                twin: None,
                 custom: BTreeMap::new(),
             },
             facts: facts.clone(),

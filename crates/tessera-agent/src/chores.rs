@@ -201,8 +201,8 @@ pub async fn sweep<C: Cluster>(desk: Arc<Desk<C>>, mut synced: watch::Receiver<b
 /// One pass: notes newly useless grants in `gone`, removes those noted long
 /// enough ago.
 pub fn sweep_once<C: Cluster>(desk: &Desk<C>, gone: &mut BTreeMap<String, Instant>, now: Instant) {
-    let named: Option<BTreeSet<String>> = match desk.checkpoint() {
-        Ok(truth) => truth.map(|truth| truth.into_iter().filter_map(|one| one.grant).collect()),
+    let named: Option<BTreeSet<String>> = match desk.witness().checkpoint() {
+        Ok(truth) => truth.map(|truth| truth.iter().filter_map(|one| one.grant.clone()).collect()),
         Err(_) => None,
     };
     let useless = desk.read(|book| {
@@ -212,6 +212,9 @@ pub fn sweep_once<C: Cluster>(desk: &Desk<C>, gone: &mut BTreeMap<String, Instan
                     other.pod.uid == record.pod.uid
                         && other.container == record.container
                         && other.serial > record.serial
+                        // A running container keeps its grant until the next
+                        // one took its place.
+                        && (other.sealed || !record.sealed)
                 });
                 let named = named.as_ref().is_none_or(|named| named.contains(&record.id));
                 !book.is_live(&record.pod.uid) || (superseded && !named)

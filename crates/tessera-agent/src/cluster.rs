@@ -41,7 +41,7 @@ pub struct WriteError {
     pub gone: bool,
 }
 
-/// Writes.
+/// What is asked of the server, one request at a time.
 pub trait Cluster: Send + Sync + 'static {
     /// Merges annotations into a pod; `None` removes one. Never touches another
     /// pod of the same name.
@@ -50,6 +50,9 @@ pub trait Cluster: Send + Sync + 'static {
         pod: &PodId,
         annotations: &BTreeMap<String, Option<String>>,
     ) -> impl Future<Output = Result<(), WriteError>> + Send;
+
+    /// The pods of the own node as the server has them now.
+    fn list_pods(&self) -> impl Future<Output = Result<Vec<PodView>, String>> + Send;
 
     /// Merges annotations into the own node.
     fn annotate_node(

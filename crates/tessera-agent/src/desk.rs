@@ -1,16 +1,20 @@
 //! The desk where the kubelet's calls are answered.
 //!
 //! It joins the [`Book`] (who owns what) with the files that make an answer
-//! true. Allocate calls are taken one at a time; neither the API server nor the
-//! driver is asked during one.
+//! true. Allocate calls are taken one at a time; the driver is never asked
+//! during one, the API server only about a pod that the watch does not tell.
+//!
+//! A refused Allocate call fails the pod for good, a refused start is tried
+//! again. So a pod that was placed here is always answered, unless its
+//! annotation says nothing that can be granted; what is missing then (the
+//! library, space for the grant) holds up its start.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tessera_kubelet::checkpoint::Checkpoint;
-use tessera_kubelet::podresources;
 use tessera_kubelet::proto::deviceplugin_v1beta1::ContainerAllocateResponse;
 use tessera_kubelet::{Plugin, PluginDevice, PreferredRequest, Refusal};
 use tessera_types::PodId;
@@ -21,7 +25,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::answer::{self, Frame, Subject, answer};
-use crate::book::{Book, Candidate, Choice, NoOwner, Record, Truth};
+use crate::book::{Book, Candidate, Choice, Expected, KubeletView, NoOwner, Record, Truth};
 use crate::cards::Managed;
 use crate::cluster::{Cluster, PodNote};
 use crate::driver_files::{DeviceFile, device_files};
@@ -29,18 +33,21 @@ use crate::library::{self, Installed};
 use crate::metrics::{Metrics, Mismatch};
 use crate::records::{Extras, Store, StoreError};
 use crate::settings::Settings;
+use crate::witness::Witness;
 
 /// How long a call waits for the pod it is about to appear in the watch.
 const APPEAR: Duration = Duration::from_secs(2);
-/// How long only an exact owner counts: the pod may be on its way.
-const EXACT_ONLY: Duration = Duration::from_millis(250);
+/// How long a call waits for the first list of pods after our start.
+const SYNC: Duration = Duration::from_secs(10);
+/// How long a guess is held back: a better owner may be on its way.
+const GUESS: Duration = Duration::from_millis(250);
+/// Patience with the API server's answer to one question.
+const ASK: Duration = Duration::from_secs(3);
 /// How long PreStartContainer tries to confirm an owner; the kubelet allows
 /// 30 s and then waits longer each time.
 const CONFIRM: Duration = Duration::from_secs(5);
 /// Pause between looks at the kubelet's record.
 const LOOK: Duration = Duration::from_millis(100);
-/// Patience with the kubelet's own API.
-const PODRESOURCES: Duration = Duration::from_secs(2);
 
 /// What an answer is built from; replaced as a whole when the driver changes.
 #[derive(Debug, Clone)]
@@ -51,6 +58,16 @@ pub struct Shelf {
     pub root: tessera_probe::DriverRoot,
     /// The host's root of device files.
     pub dev_root: PathBuf,
+}
+
+/// What was learnt as a preference was answered; the kubelet allocates for the
+/// same container next.
+#[derive(Debug, Default)]
+struct Expectation {
+    of: Vec<Expected>,
+    pods: Option<BTreeSet<(String, String)>>,
+    /// Whether everything was tried and nobody found.
+    in_vain: bool,
 }
 
 /// Everything that the kubelet's calls and the chores share.
@@ -65,7 +82,10 @@ pub struct Desk<C> {
     devices: watch::Sender<Arc<[PluginDevice]>>,
     shelf: Mutex<Arc<Shelf>>,
     library: Mutex<Result<Installed, String>>,
+    witness: Witness,
+    expectation: Mutex<Expectation>,
     turn: tokio::sync::Mutex<()>,
+    settling: tokio::sync::Mutex<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,7 +106,16 @@ impl<C: Cluster> Desk<C> {
         for record in store.scan() {
             book.set_record(record);
         }
+        let paths = &settings.paths;
+        let witness = Witness::new(
+            paths.plugin_dir.clone(),
+            paths.podresources.clone(),
+            settings.cards.resource.clone(),
+        );
         Self {
+            witness,
+            expectation: Mutex::default(),
+            settling: tokio::sync::Mutex::new(()),
             settings,
             cluster,
             store,
@@ -184,61 +213,85 @@ impl<C: Cluster> Desk<C> {
         self.change(|book| book.remove_record(&record.id));
     }
 
-    /// The kubelet's record of our resource.
-    ///
-    /// # Errors
-    /// When the file cannot be read or does not parse.
-    pub fn checkpoint(&self) -> Result<Option<Vec<Truth>>, String> {
-        let checkpoint = Checkpoint::read(&self.settings.paths.plugin_dir).map_err(|error| chain(&error))?;
-        Ok(checkpoint.map(|checkpoint| {
-            checkpoint
-                .of_resource(&self.settings.cards.resource)
-                .filter_map(|entry| {
-                    let response = entry.response.as_ref();
-                    Some(Truth {
-                        grant: response.and_then(answer::grant_in),
-                        ids: entry.device_ids.clone(),
-                        limited: response.is_some_and(answer::mounts_grant),
-                        uid: tessera_types::PodUid::new(&entry.pod_uid).ok()?,
-                        container: entry.container.clone(),
-                    })
-                })
-                .collect()
-        }))
+    /// What the kubelet says.
+    #[must_use]
+    pub fn witness(&self) -> &Witness {
+        &self.witness
     }
 
     fn shelf(&self) -> Arc<Shelf> {
         Arc::clone(&lock(&self.shelf))
     }
 
-    /// Finds who an Allocate call is for, waiting for the watch if need be.
-    async fn owner(&self, ids: &[String]) -> Result<Choice, NoOwner> {
+    /// Waits until the pods of this node were told once. Without an API server
+    /// the wait ends by itself.
+    async fn synced(&self) {
+        let mut changes = self.changes();
+        let told = async {
+            loop {
+                changes.borrow_and_update();
+                if self.read(Book::is_synced) || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(SYNC, told).await.is_err() {
+            warn!("This node's pods are not known, and the kubelet asks for one.");
+        }
+    }
+
+    /// Asks the API server for the pods of this node, past the watch.
+    async fn ask_for_pods(&self) {
+        match tokio::time::timeout(ASK, self.cluster.list_pods()).await {
+            Ok(Ok(pods)) => self.change(|book| pods.into_iter().for_each(|pod| book.set_pod(pod))),
+            Ok(Err(error)) => warn!(%error, "Cannot look for the pod that the kubelet asks for."),
+            Err(_) => warn!("The API server does not answer about the pod that the kubelet asks for."),
+        }
+    }
+
+    /// Looks until `look` is content: at each change of the book, for
+    /// [`APPEAR`], then once more after asking the API server. `look` gets the
+    /// time waited and says how long to wait at most with what it has, or
+    /// breaks off.
+    async fn look_for<T>(&self, mut look: impl FnMut(Duration) -> ControlFlow<T, (T, Duration)>, ask: bool) -> T {
         let start = Instant::now();
         let mut changes = self.changes();
+        let mut asked = !ask;
         loop {
             changes.borrow_and_update();
-            let others = start.elapsed() >= EXACT_ONLY;
-            let error = match self.read(|book| book.choose_exact(ids)) {
-                Ok(Choice::Again(candidate)) if !others => NoOwner::Nobody {
-                    count: candidate.shares.len(),
-                },
-                Ok(choice) => return Ok(choice),
-                Err(error @ (NoOwner::UnknownId { .. } | NoOwner::SameCardTwice { .. })) => {
-                    return Err(error);
-                }
-                Err(error) if !others => error,
-                Err(_) => match self.read(|book| book.choose_moved(ids)) {
-                    Ok(choice) => return Ok(choice),
-                    Err(error) => error,
-                },
+            let waited = start.elapsed();
+            let (found, patience) = match look(waited) {
+                ControlFlow::Break(found) => return found,
+                ControlFlow::Continue(more) => more,
             };
-            let patience = if others { APPEAR } else { EXACT_ONLY };
-            let until = start + patience;
-            let woken = tokio::time::timeout_at(until, changes.changed()).await;
-            if woken.is_err() && patience == APPEAR {
-                return Err(error);
+            if waited < patience {
+                // What woke us is seen at the next look.
+                let _woken = tokio::time::timeout_at(start + patience, changes.changed()).await;
+            } else if asked {
+                return found;
+            } else {
+                asked = true;
+                self.ask_for_pods().await;
             }
         }
+    }
+
+    /// Finds who an Allocate call is for, waiting for the watch if need be.
+    async fn owner(&self, ids: &[String]) -> Result<Choice, NoOwner> {
+        let Expectation { of, pods, in_vain } = std::mem::take(&mut *lock(&self.expectation));
+        self.synced().await;
+        let view = KubeletView {
+            held: self.witness.held(),
+            pods,
+        };
+        let appear = if in_vain { Duration::ZERO } else { APPEAR };
+        let look = |waited| match self.read(|book| book.choose(ids, &view, &of)) {
+            Ok(choice) if choice.at_once || waited >= GUESS => ControlFlow::Break(Ok(choice)),
+            Ok(choice) => ControlFlow::Continue((Ok(choice), GUESS)),
+            Err(error @ NoOwner::NoMemory { .. }) => ControlFlow::Break(Err(error)),
+            Err(error) => ControlFlow::Continue((Err(error), appear)),
+        };
+        self.look_for(look, !in_vain).await
     }
 
     async fn allocate_one(&self, ids: &[String]) -> Result<ContainerAllocateResponse, Refusal> {
@@ -249,18 +302,14 @@ impl<C: Cluster> Desk<C> {
                 return Err(refused(&error));
             }
         };
-        if let Choice::Moved { candidate, from } = &choice {
-            self.metrics.mismatch(Mismatch::Moved);
-            info!(pod = %candidate.pod, container = %candidate.container, ?from,
-                "The kubelet took other cards than the scheduler chose.");
+        let candidate = &choice.candidate;
+        if !choice.cards_match {
+            self.metrics.mismatch(Mismatch::OtherIds);
+            info!(pod = %candidate.pod, container = %candidate.container, ?ids,
+                "The kubelet took ids of other cards; the container gets the cards that it was given.");
         }
-        let candidate = choice.candidate();
         self.grant(candidate, ids).await.map_err(|problem| {
-            self.cluster.tell(PodNote {
-                pod: candidate.pod.clone(),
-                reason: "AllocateFailed",
-                message: problem.clone(),
-            });
+            self.tell(&candidate.pod, problem.clone());
             Refusal {
                 retryable: false,
                 message: problem,
@@ -285,9 +334,6 @@ impl<C: Cluster> Desk<C> {
                 minors,
             )
         });
-        if limited {
-            self.usable_library()?;
-        }
         let preload = !(disable && self.settings.allow_disable_control);
         if disable && preload {
             self.cluster.tell(PodNote {
@@ -308,20 +354,26 @@ impl<C: Cluster> Desk<C> {
             shares: candidate.shares.clone(),
             limited,
             sealed: false,
+            proven: false,
             serial,
         };
-        self.on_disk({
-            let record = record.clone();
-            move |store| store.create(&record, extras)
-        })
-        .await?;
+        let stored = self
+            .on_disk({
+                let record = record.clone();
+                move |store| store.create(&record, extras)
+            })
+            .await;
         let shelf = self.shelf();
-        if self.settings.compat_folders && limited {
-            let made = make_compat_folders(&shelf.frame, &record);
-            if let Err(error) = made {
-                self.store.remove(&record);
-                return Err(format!("cannot make the folders of the compatible library: {error}"));
-            }
+        let compat = if self.settings.compat_folders && limited {
+            make_compat_folders(&shelf.frame, &record).map_err(|error| compat_trouble(&error))
+        } else {
+            Ok(())
+        };
+        if let Err(problem) = stored.and(compat) {
+            // Both are made again before the container starts.
+            warn!(pod = %record.pod, container = %record.container, error = %problem,
+                "The container is answered, and waits.");
+            self.tell(&record.pod, problem);
         }
         let minors: Vec<u32> = minors.into_iter().collect();
         let files: Vec<DeviceFile> = device_files(&shelf.root, &shelf.dev_root, &minors);
@@ -377,22 +429,35 @@ impl<C: Cluster> Desk<C> {
     }
 
     /// Confirms or corrects the grants of these ids by the kubelet's record.
-    async fn confirm(&self, ids: &BTreeSet<String>) -> Result<(), NoOwner> {
+    /// One call at a time: each looks at all grants.
+    async fn confirm(&self, ids: &BTreeSet<String>) -> Result<(), NoStart> {
         let start = Instant::now();
         let mut changes = self.changes();
         loop {
             changes.borrow_and_update();
             let truth = self.truth(ids).await;
-            let error = match self.read(|book| book.settle(ids, &truth)) {
-                Ok(settled) => match self.settle(settled.changed, &settled.asked).await {
-                    Ok(()) => return Ok(()),
-                    Err(problem) => {
-                        warn!(error = %problem, "Cannot write a confirmed grant.");
-                        NoOwner::NoRecord
+            let error = {
+                let _one_at_a_time = self.settling.lock().await;
+                match self.read(|book| book.settle(ids, &truth)) {
+                    Ok(settled) => {
+                        let moved = settled.changed.iter().any(|record| settled.asked.contains(&record.id));
+                        match (self.settle(settled.changed, &settled.asked).await, settled.moving) {
+                            (Ok(()), None) => return Ok(()),
+                            // The kubelet reads the annotation before it calls
+                            // us: a container started now would see the old one.
+                            (Ok(()), Some((pod, container))) if moved => {
+                                self.metrics.mismatch(Mismatch::Moved);
+                                return Err(NoOwner::Moving { pod, container }.into());
+                            }
+                            (Ok(()), Some((pod, container))) => NoOwner::Moving { pod, container }.into(),
+                            (Err(problem), _) => NoStart::Problem(problem),
+                        }
                     }
-                },
-                Err(error @ (NoOwner::NoRecord | NoOwner::UnknownPod { .. } | NoOwner::NoEntry { .. })) => error,
-                Err(error) => return Err(error),
+                    Err(error @ (NoOwner::NoRecord | NoOwner::UnknownPod { .. } | NoOwner::NoEntry { .. })) => {
+                        error.into()
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             };
             if start.elapsed() >= CONFIRM {
                 return Err(error);
@@ -403,33 +468,22 @@ impl<C: Cluster> Desk<C> {
     }
 
     /// What the kubelet says about who holds what.
-    async fn truth(&self, ids: &BTreeSet<String>) -> Vec<Truth> {
-        match self.checkpoint() {
-            Ok(Some(truth)) if truth.iter().any(|truth| truth.ids == *ids) => return truth,
-            Ok(_) => {}
-            Err(error) => warn!(%error, "Cannot use the kubelet's checkpoint."),
+    async fn truth(&self, ids: &BTreeSet<String>) -> Arc<[Truth]> {
+        match self.witness.held() {
+            Some(truth) if truth.iter().any(|truth| truth.ids == *ids) => truth,
+            _ => self.truth_from_podresources(ids).await,
         }
-        self.truth_from_podresources(ids).await
     }
 
     /// The second witness: names without uids, no init containers, and not
     /// which grant. The newest grant of these ids is the one being started.
-    async fn truth_from_podresources(&self, ids: &BTreeSet<String>) -> Vec<Truth> {
-        let paths = &self.settings.paths;
-        let resource = &self.settings.cards.resource;
-        let holders = match podresources::holders(&paths.podresources, resource, PODRESOURCES).await {
-            Ok(holders) => holders,
-            Err(error) => {
-                warn!(error = %chain(&error), "The kubelet does not say who holds the ids.");
-                return Vec::new();
-            }
-        };
+    async fn truth_from_podresources(&self, ids: &BTreeSet<String>) -> Arc<[Truth]> {
+        let holder = self.witness.holder(ids).await;
         self.read(|book| {
             let newest = book
                 .records()
                 .filter(|record| record.ids == *ids)
                 .max_by_key(|record| record.serial);
-            let holder = holders.iter().find(|holder| holder.device_ids == *ids);
             match (newest, holder) {
                 (Some(record), Some(holder)) => book
                     .pod_uids()
@@ -443,13 +497,14 @@ impl<C: Cluster> Desk<C> {
                     .map(|uid| Truth {
                         grant: Some(record.id.clone()),
                         ids: ids.clone(),
+                        cards: Vec::new(),
                         limited: record.limited,
                         uid,
                         container: holder.container.clone(),
                     })
                     .into_iter()
                     .collect(),
-                _ => Vec::new(),
+                _ => Arc::from([]),
             }
         })
     }
@@ -471,15 +526,9 @@ impl<C: Cluster> Desk<C> {
                 info!(grant = %record.id, pod = %record.pod, container = %record.container,
                     "The kubelet meant another container; the grant follows.");
             }
-            let made_again = before.is_none();
             self.on_disk({
                 let record = record.clone();
-                move |store| {
-                    if made_again {
-                        store.create(&record, extras)?;
-                    }
-                    store.update(&record, extras)
-                }
+                move |store| store.update(&record, extras)
             })
             .await?;
             self.change(|book| book.set_record(record.clone()));
@@ -494,22 +543,88 @@ impl<C: Cluster> Desk<C> {
             if changed.iter().any(|record| record.id == *id) {
                 continue;
             }
-            if let Some(record) = self.read(|book| book.record(id).cloned()) {
-                self.on_disk(move |store| store.restart(&record)).await?;
+            let known = self.read(|book| {
+                let record = book.record(id)?;
+                let view = book.pod(&record.pod.uid);
+                let extras = view.map_or_else(Extras::default, |view| self.extras(view, record.index));
+                Some((record.clone(), extras))
+            });
+            if let Some((record, extras)) = known {
+                self.on_disk(move |store| {
+                    store.update(&record, extras)?;
+                    store.restart(&record)
+                })
+                .await?;
             }
         }
         Ok(())
     }
 
+    /// What a container of these ids needs besides its grant.
+    fn equipped(&self, ids: &BTreeSet<String>) -> Result<(), NoStart> {
+        let records: Vec<Record> = self.read(|book| {
+            book.records()
+                .filter(|record| record.limited && record.ids == *ids && book.is_live(&record.pod.uid))
+                .cloned()
+                .collect()
+        });
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.usable_library().map_err(NoStart::Problem)?;
+        if self.settings.compat_folders {
+            let shelf = self.shelf();
+            for record in &records {
+                if !answer::compat_folder(&shelf.frame, record).is_dir() {
+                    make_compat_folders(&shelf.frame, record)
+                        .map_err(|error| NoStart::Problem(compat_trouble(&error)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, pod: &PodId, message: String) {
+        self.cluster.tell(PodNote {
+            pod: pod.clone(),
+            reason: "AllocateFailed",
+            message,
+        });
+    }
+
     fn tell_about(&self, error: &NoOwner) {
         if let Some(pod) = concerned(error) {
-            self.cluster.tell(PodNote {
-                pod: pod.clone(),
-                reason: "AllocateFailed",
-                message: error.to_string(),
-            });
+            self.tell(pod, error.to_string());
         }
     }
+
+    /// Tells the pods of these ids why they do not start.
+    fn tell_holders(&self, ids: &BTreeSet<String>, message: &str) {
+        let pods: BTreeSet<PodId> = self.read(|book| {
+            book.records()
+                .filter(|record| record.ids == *ids && book.is_live(&record.pod.uid))
+                .map(|record| record.pod.clone())
+                .collect()
+        });
+        for pod in pods {
+            self.tell(&pod, message.to_owned());
+        }
+    }
+}
+
+/// Why a container may not start yet.
+#[derive(Debug, thiserror::Error)]
+enum NoStart {
+    /// Its owner is not proven, or has no room.
+    #[error(transparent)]
+    Owner(#[from] NoOwner),
+    /// Something of ours is missing.
+    #[error("{0}")]
+    Problem(String),
+}
+
+fn compat_trouble(error: &std::io::Error) -> String {
+    format!("cannot make the folders of the compatible library: {error}")
 }
 
 impl<C: Cluster> Plugin for Desk<C> {
@@ -518,19 +633,26 @@ impl<C: Cluster> Plugin for Desk<C> {
     }
 
     async fn preferred(&self, requests: Vec<PreferredRequest>) -> Vec<Vec<String>> {
-        let mut changes = self.changes();
-        let expected = async {
-            loop {
-                changes.borrow_and_update();
-                let ready = self.read(|book| requests.iter().all(|request| book.expects(request.size)));
-                if ready || changes.changed().await.is_err() {
-                    return;
-                }
+        self.synced().await;
+        // Nothing is allocated meanwhile, so one look at the kubelet is enough.
+        let view = self.witness.view().await;
+        let look = |_| {
+            let there = self.read(|book| requests.iter().all(|request| book.expects(request.size, &view)));
+            if there {
+                ControlFlow::Break(true)
+            } else {
+                ControlFlow::Continue((false, APPEAR))
             }
         };
-        // An empty answer lets the kubelet take any card: worth a short wait.
-        let _in_time = tokio::time::timeout(APPEAR, expected).await;
-        self.read(|book| book.preferred(&requests))
+        let there = self.look_for(look, true).await;
+        let (answers, of) = self.read(|book| book.preferred(&requests, &view));
+        let in_vain = !there && of.is_empty();
+        *lock(&self.expectation) = Expectation {
+            of,
+            pods: view.pods,
+            in_vain,
+        };
+        answers
     }
 
     async fn allocate(&self, requests: Vec<Vec<String>>) -> Result<Vec<ContainerAllocateResponse>, Refusal> {
@@ -553,12 +675,19 @@ impl<C: Cluster> Plugin for Desk<C> {
 
     async fn pre_start(&self, ids: Vec<String>) -> Result<(), Refusal> {
         let ids: BTreeSet<String> = ids.into_iter().collect();
-        match self.confirm(&ids).await {
+        let started = match self.equipped(&ids) {
+            Ok(()) => self.confirm(&ids).await,
+            Err(problem) => Err(problem),
+        };
+        match started {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.metrics.mismatch(Mismatch::Refused);
                 warn!(?ids, %error, "A container may not start yet.");
-                self.tell_about(&error);
+                match &error {
+                    NoStart::Owner(error) => self.tell_about(error),
+                    NoStart::Problem(problem) => self.tell_holders(&ids, problem),
+                }
                 Err(Refusal {
                     retryable: true,
                     message: error.to_string(),
@@ -582,9 +711,11 @@ fn concerned(error: &NoOwner) -> Option<&PodId> {
         NoOwner::NoEntry { pod, .. }
         | NoOwner::SealedForAnother { pod, .. }
         | NoOwner::NoLibrary { pod, .. }
+        | NoOwner::NoCard { pod, .. }
+        | NoOwner::Unreadable { pod, .. }
         | NoOwner::NoMemory { pod, .. } => Some(pod),
         NoOwner::UnknownId { .. }
-        | NoOwner::SameCardTwice { .. }
+        | NoOwner::Moving { .. }
         | NoOwner::Nobody { .. }
         | NoOwner::NoRecord
         | NoOwner::UnknownPod { .. } => None,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use tessera_kube::events::{Note, Recorder};
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::Trimmed;
@@ -156,6 +156,16 @@ impl Cluster for KubeCluster {
     ) -> Result<(), WriteError> {
         tessera_kube::writes::patch_pod(&self.client, pod, patch::annotations(annotations)).await?;
         Ok(())
+    }
+
+    async fn list_pods(&self) -> Result<Vec<PodView>, String> {
+        let api: kube::Api<Trimmed<PodView>> = kube::Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
+        match tokio::time::timeout(REQUEST, api.list(&params)).await {
+            Ok(Ok(list)) => Ok(list.items.into_iter().filter_map(readable).collect()),
+            Ok(Err(error)) => Err(format!("listing pods: {}", tessera_kube::api::chain(&error))),
+            Err(_) => Err("listing pods: no answer".to_owned()),
+        }
     }
 
     async fn annotate_node(&self, annotations: &BTreeMap<String, Option<String>>) -> Result<(), WriteError> {

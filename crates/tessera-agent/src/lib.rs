@@ -27,6 +27,7 @@ mod serve;
 pub mod settings;
 pub mod slot;
 pub mod web;
+pub mod witness;
 
 pub use args::{AgentArgs, LogFormat};
 pub use serve::{ApiHealth, serve};

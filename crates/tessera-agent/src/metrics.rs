@@ -14,7 +14,9 @@ use tessera_probe::Counters;
 /// How a grant that did not match the kubelet's record ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Mismatch {
-    /// Another card than the scheduler's, within the limits.
+    /// The ids named other cards than the container has.
+    OtherIds,
+    /// The booking went to other cards.
     Moved,
     /// The grant was given to the true owner.
     Retargeted,

@@ -118,6 +118,7 @@ impl Store {
     }
 
     /// Brings record and grant to the state of `record`: owner, shares, sealed.
+    /// A grant that is missing is made.
     ///
     /// # Errors
     /// See [`StoreError`]. The step may be repeated.
@@ -126,8 +127,12 @@ impl Store {
         let Some(id) = record.grant_id().filter(|_| record.limited) else {
             return Ok(());
         };
-        let found = fs::read_grant(&fs::GrantDir::new(&self.grants, id))?;
         let mut wanted = grant_of(record, extras)?;
+        let folder = fs::GrantDir::new(&self.grants, id);
+        if !folder.grant_file().exists() {
+            fs::create_grant_dir(&self.grants, &wanted)?;
+        }
+        let found = fs::read_grant(&folder)?;
         let same =
             found.pod_uid == wanted.pod_uid && found.container == wanted.container && found.cards() == wanted.cards();
         if !same {
@@ -224,7 +229,8 @@ impl Store {
             path: path.clone(),
             source: error.into(),
         })?;
-        let written = std::fs::File::create(&temporary)
+        let written = std::fs::create_dir_all(&self.records)
+            .and_then(|()| std::fs::File::create(&temporary))
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| std::fs::rename(&temporary, &path));
         written.map_err(|source| {

@@ -297,7 +297,7 @@ async fn answers_are_those_of_the_compatible_plugin() {
         let case: Case = serde_json::from_str(line).unwrap();
         let root = tempfile::tempdir().unwrap();
         let desk = desk(root.path(), &case.config);
-        desk.change(|book| book.set_pod(case.pod.view()));
+        desk.change(|book| book.list_pods(vec![case.pod.view()]));
         let mut found = Vec::new();
         for ids in case.requests {
             let responses = desk.allocate(vec![ids]).await.unwrap();

@@ -24,6 +24,8 @@ pub struct Round {
     pub seed: u64,
     /// Whether the kubelet is killed too.
     pub kill_kubelet: bool,
+    /// Whether the agent's whole container is killed at times, not only the agent in it.
+    pub kill_containers: bool,
 }
 
 /// What one round saw.
@@ -35,6 +37,8 @@ pub struct Seen {
     pub deleted: u32,
     /// Kills of our processes and of the kubelet.
     pub kills: u32,
+    /// Pods that the kubelet refused while the killed agent was not back. It does so with every device plugin.
+    pub unasked: u32,
     /// From the first creation to the end of the last pod.
     pub took: Duration,
 }
@@ -43,9 +47,10 @@ impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} pods ran with their own cards and limits, {} deleted on the way, {} kills, {:.0} s; bookings equal the API's objects",
+            "{} pods ran with their own cards and limits, {} deleted on the way, {} refused by the kubelet while the agent was dead, {} kills, {:.0} s; bookings equal the API's objects",
             self.agreed,
             self.deleted,
+            self.unasked,
             self.kills,
             self.took.as_secs_f32()
         )
@@ -151,9 +156,7 @@ fn mixed_asks(dice: &mut Dice) -> Vec<Value> {
 /// The first thing that a user would call broken.
 pub async fn round(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
     let seen = weather(stage, namespace, round).await;
-    if seen.is_err()
-        && let Some(folder) = std::env::var_os("TESSERA_STORM_LOGS")
-    {
+    if let Some(folder) = std::env::var_os("TESSERA_STORM_LOGS") {
         keep_logs(stage, Path::new(&folder));
     }
     seen.with_context(|| format!("seed {}, {} pods", round.seed, round.pods))
@@ -213,6 +216,13 @@ async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
                         seen.agreed += 1;
                     }
                 }
+                "Failed" if seen.kills > 0 && nobody_to_ask(pod) => {
+                    if waiting.insert(name, true) == Some(false) {
+                        seen.unasked += 1;
+                    }
+                }
+                // Told to stop, a container may end with any code.
+                "Failed" if pod.metadata.deletion_timestamp.is_some() && !refused(pod) => open += 1,
                 "Failed" => failed(stage, namespace, pod).await?,
                 _ if disagreed(pod) => failed(stage, namespace, pod).await?,
                 _ => open += 1,
@@ -243,7 +253,38 @@ async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
         .pods(namespace)
         .delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default())
         .await?;
+    no_grant_is_left(stage).await?;
     Ok(seen)
+}
+
+/// A grant goes a minute after its pod. (None of another namespace may hold one meanwhile.)
+///
+/// # Errors
+/// Which grants and records are still there long after.
+async fn no_grant_is_left(stage: &Stage) -> Result<()> {
+    let root = stage
+        .cluster
+        .node_root()
+        .context("the node is dead")?
+        .join("run/tessera/grants");
+    let mut left = Vec::new();
+    wait_for(
+        "grants of ended pods to be removed",
+        Duration::from_secs(120),
+        async || {
+            left.clear();
+            for folder in [root.clone(), root.join("records")] {
+                let entries = std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+                let names = entries
+                    .flatten()
+                    .map(|entry| entry.file_name().to_string_lossy().into_owned());
+                left.extend(names.filter(|name| name != "records"));
+            }
+            Ok(left.is_empty())
+        },
+    )
+    .await
+    .with_context(|| format!("grants of pods that are gone: {left:?}"))
 }
 
 /// One random blow: deletes a pod, or kills one of our processes or the kubelet.
@@ -284,7 +325,12 @@ async fn blow(
         }
         _ => {
             let name = if dice.below(2) == 0 { "scheduler" } else { "agent" };
-            seen.kills += kill_ours(stage, name).await?;
+            let whom = if round.kill_containers && dice.below(4) == 0 {
+                Whom::Container
+            } else {
+                Whom::Worker
+            };
+            seen.kills += kill_ours(stage, name, whom).await?;
         }
     }
     Ok(())
@@ -298,12 +344,21 @@ fn gone_is_fine(error: kube::Error) -> Result<()> {
     }
 }
 
-/// Kills (SIGKILL) every process `tessera <subcommand>` of this cluster; how many there were. Another cluster on the
+/// Which of a part's processes are killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// The one that works. The agent has another that starts it again.
+    Worker,
+    /// All of them, as when the container is killed; the kubelet starts it again, after pauses that grow.
+    Container,
+}
+
+/// Kills (SIGKILL) processes `tessera <subcommand>` of this cluster; how many there were. Another cluster on the
 /// same machine is left alone.
 ///
 /// # Errors
 /// `/proc` or the product's pods cannot be read.
-pub async fn kill_ours(stage: &Stage, subcommand: &str) -> Result<u32> {
+pub async fn kill_ours(stage: &Stage, subcommand: &str, whom: Whom) -> Result<u32> {
     let pods = stage
         .pods(product::NAMESPACE)
         .list(&ListParams::default())
@@ -331,6 +386,11 @@ pub async fn kill_ours(stage: &Stage, subcommand: &str) -> Result<u32> {
         {
             continue;
         }
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let works = subcommand != "agent" || environment.split(|byte| *byte == 0).any(|pair| pair == WORKER);
+        if whom == Whom::Worker && !works {
+            continue;
+        }
         let status = std::process::Command::new("kill")
             .args(["-9", &pid.to_string()])
             .status();
@@ -340,6 +400,9 @@ pub async fn kill_ours(stage: &Stage, subcommand: &str) -> Result<u32> {
     }
     Ok(killed)
 }
+
+/// Marks the agent among its processes.
+const WORKER: &[u8] = b"TESSERA_AGENT_WORKER=1";
 
 /// Whether a container of the pod saw other cards or limits than its annotation promises. A start that the kubelet's
 /// death interrupted is no such thing: the kubelet starts that container again.
@@ -353,6 +416,31 @@ fn disagreed(pod: &Pod) -> bool {
 
 /// Exit code of `share-probe` for a share that is not the promised one.
 const DISAGREES: i32 = 3;
+
+/// Whether the kubelet refused the pod because nobody was there to ask: the storm had just killed the node agent, or the
+/// kubelet itself, which admits the pods it finds again before any device plugin can register. A refusal by the agent
+/// is never such a one.
+fn nobody_to_ask(pod: &Pod) -> bool {
+    const DEAD: [&str; 7] = [
+        "no healthy devices present",
+        "previously allocated devices are no longer healthy",
+        "cannot allocate unregistered device",
+        "Requested number of devices unavailable",
+        "requested number of devices unavailable",
+        "code = Unavailable",
+        "code = Canceled",
+    ];
+    let message = pod.status.as_ref().and_then(|status| status.message.as_deref());
+    refused(pod)
+        && DEAD
+            .iter()
+            .any(|dead| message.is_some_and(|message| message.contains(dead)))
+}
+
+/// Whether the pod was never admitted.
+fn refused(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("UnexpectedAdmissionError")
+}
 
 /// A pod of a storm may only fail by being deleted; anything else is the storm's find.
 ///

@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use tessera_e2e::{harness, product};
+use tessera_wire::config::DeviceConfig;
 
 fn golden_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chart")
@@ -529,15 +530,20 @@ fn kube_scheduler_asks_the_neighbour_in_its_pod() {
                 )
             })
             .collect();
-        assert_eq!(
-            managed,
-            BTreeMap::from([
-                ("nvidia.com/gpu", true),
-                ("nvidia.com/gpucores", true),
-                ("nvidia.com/gpumem", true),
-                ("nvidia.com/gpumem-percentage", true),
-                ("nvidia.com/priority", true),
-            ])
+        for name in [
+            "nvidia.com/gpu",
+            "nvidia.com/gpucores",
+            "nvidia.com/gpumem",
+            "nvidia.com/gpumem-percentage",
+            "nvidia.com/priority",
+            "cambricon.com/vmlu",
+            "hygon.com/dcumem",
+        ] {
+            assert!(managed.contains_key(name), "{name}");
+        }
+        assert!(
+            managed.values().all(|ignored| *ignored),
+            "kube-scheduler would count a resource whose amount no node states"
         );
         let address = extender["urlPrefix"].as_str().unwrap().strip_prefix("http://").unwrap();
         assert!(
@@ -572,6 +578,43 @@ fn names_of_resources_are_the_same_everywhere() {
             .unwrap()
             .contains("'example.com/mem'")
     );
+}
+
+#[test]
+fn what_the_extender_manages_is_what_the_classes_understand() {
+    let all = "devices.ascend.enabled=true,devices.iluvatar.enabled=true,devices.intel.enabled=true,devices.gaudi.enabled=true";
+    for (set, ascend, iluvatar) in [("devices.kunlun.enabled=false", false, false), (all, true, true)] {
+        let Some(rendered) = render(&["--set", set]) else {
+            return;
+        };
+        let objects = objects(&rendered);
+        let config = data(&objects, "tessera-scheduler-device", "device-config.yaml").to_string();
+        let config = DeviceConfig::from_yaml(&config).unwrap();
+        let options = tessera_vendors::Options { ascend, iluvatar };
+        let classes = tessera_vendors::from_config_with(&config, &options);
+        let understood: BTreeSet<String> = classes
+            .iter()
+            .flat_map(|class| class.names().managed().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        let extender = &data(&objects, "tessera-scheduler", "config.yaml")["extenders"][0];
+        let managed: BTreeSet<String> = extender["managedResources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|resource| resource["name"].as_str().unwrap().to_owned())
+            .collect();
+        let missing: Vec<&String> = understood.difference(&managed).collect();
+        assert!(missing.is_empty(), "{set}: understood but not managed: {missing:?}");
+        let unknown: Vec<&String> = managed.difference(&understood).collect();
+        assert!(unknown.is_empty(), "{set}: managed but not understood: {unknown:?}");
+        let scheduler = container(
+            find(&objects, "Deployment", "tessera-scheduler"),
+            "vgpu-scheduler-extender",
+        );
+        let args = texts(&scheduler["args"]);
+        assert_eq!(args.contains(&"--enable-ascend=true"), ascend);
+        assert_eq!(args.contains(&"--enable-iluvatar=true"), iluvatar);
+    }
 }
 
 #[test]

@@ -304,21 +304,20 @@ fn number_from(name: &str) -> Option<u64> {
 
 fn short_storm(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
-        let seen = storm::round(
-            stage,
-            NS,
-            Round {
-                pods: number_from("TESSERA_STORM_PODS")
-                    .and_then(|pods| pods.try_into().ok())
-                    .unwrap_or(60),
-                seed: number_from("TESSERA_STORM_SEED").unwrap_or(5),
-                kill_kubelet: true,
-            },
-        )
-        .await?;
-        println!("  {seen:?}");
+        let round = Round {
+            pods: number_from("TESSERA_STORM_PODS")
+                .and_then(|pods| pods.try_into().ok())
+                .unwrap_or(60),
+            seed: number_from("TESSERA_STORM_SEED").unwrap_or(5),
+            kill_kubelet: true,
+            kill_containers: false,
+        };
+        let outcome = storm::round(stage, NS, round).await;
+        clear(stage).await?;
+        let seen = outcome?;
+        println!("  {seen}");
         ensure!(seen.agreed > 0, "no pod ran");
-        clear(stage).await
+        Ok(())
     })
 }
 

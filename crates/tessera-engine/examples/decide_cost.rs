@@ -63,6 +63,7 @@ fn main() {
             node: &winner.node,
             allocation: Arc::clone(&winner.allocation),
             priority: 0,
+            facts: &demand.facts,
             now: 0,
             expires_at: 90,
         };

@@ -4,7 +4,7 @@
 //! reviewed twice is changed once. Where HAMi refuses, its words come first and ours follow; what HAMi lets pass and
 //! then drops or never places is refused here, with the field, what is wrong with it and what to write instead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use tessera_types::{Ask, CardPolicy, ContainerRole, Demand, MemoryAsk, Mib, NodePolicy};
@@ -12,6 +12,7 @@ use tessera_wire::admission::{Answer, PatchOp, pointer};
 use tessera_wire::nearest::nearest;
 use tessera_wire::{ContainerView, PodView, Quantity, keys};
 
+use crate::unified;
 use crate::{AdmitSettings, ContainerEdit, Engine, RequestError, Snapshot, Vendor};
 
 /// More memory than any card has, 4 TiB: above it, bytes were written where MiB are counted.
@@ -26,7 +27,7 @@ pub struct Settings {
     pub scheduler_name: String,
     /// Pods of the default scheduler count as pods without a scheduler.
     pub force_overwrite_default_scheduler: bool,
-    /// Environment variables that a container with devices may not set itself.
+    /// Environment variables that a container with devices may not set itself, besides those of the classes.
     pub reserved_env: Vec<String>,
     /// Users whose changes to allocation annotations are their business: our own service accounts and foreign
     /// schedulers'.
@@ -40,10 +41,7 @@ impl Default for Settings {
         Self {
             scheduler_name: "hami-scheduler".to_owned(),
             force_overwrite_default_scheduler: true,
-            reserved_env: vec![
-                keys::ENV_VISIBLE_DEVICES.to_owned(),
-                keys::ENV_DISABLE_CONTROL.to_owned(),
-            ],
+            reserved_env: Vec::new(),
             trusted_users: Vec::new(),
             trusted_groups: vec!["system:masters".to_owned(), "system:nodes".to_owned()],
         }
@@ -104,6 +102,39 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
         Ok(view) => view,
         Err(error) => return Verdict::deny(400, error.to_string()),
     };
+    let translated = match unified::translate(pod, &view, engine, snapshot) {
+        Ok(None) => return review_own(pod, view, namespace, settings, engine, snapshot),
+        Ok(Some(translated)) => translated,
+        Err(error) => return Verdict::deny(422, error.to_string()),
+    };
+    let view = match PodView::from_json(&translated.pod) {
+        Ok(view) => view,
+        Err(error) => return Verdict::deny(400, error.to_string()),
+    };
+    match review_own(&translated.pod, view, namespace, settings, engine, snapshot) {
+        // One patch after the other: the second is about the pod that the first makes.
+        Verdict::Allow {
+            patch,
+            warnings,
+            message,
+        } => Verdict::Allow {
+            patch: translated.ops.into_iter().chain(patch).collect(),
+            warnings,
+            message,
+        },
+        denied => denied,
+    }
+}
+
+/// Reviews a pod that names the classes' own resources.
+fn review_own(
+    pod: &Value,
+    view: PodView,
+    namespace: &str,
+    settings: &Settings,
+    engine: &Engine,
+    snapshot: &Snapshot,
+) -> Verdict {
     if !view
         .containers
         .iter()
@@ -124,12 +155,17 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
     let mut edits: Vec<ContainerEdit<'_>> = view.containers.iter().map(ContainerEdit::new).collect();
     let mut uses_device = vec![false; edits.len()];
     let mut runtime_class = None;
+    let mut annotations = BTreeMap::new();
+    let known = AdmitSettings {
+        card_sizes: snapshot.card_sizes(),
+    };
     for (edit, uses) in edits.iter_mut().zip(&mut uses_device) {
         for vendor in engine.vendors().iter() {
-            match vendor.admit(edit, &view, &AdmitSettings::default()) {
+            match vendor.admit(edit, &view, &known) {
                 Ok(admit) => {
                     *uses |= admit.uses_device;
                     runtime_class = runtime_class.or(admit.runtime_class);
+                    annotations.extend(admit.annotations);
                     change.warnings.extend(admit.warnings);
                 }
                 // HAMi answers what a class refuses with this code; clients of it look at the text.
@@ -163,6 +199,12 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
         }
         let edited = PodView {
             containers: edits.iter().map(ContainerEdit::edited).collect(),
+            annotations: view
+                .annotations
+                .clone()
+                .into_iter()
+                .chain(annotations.clone())
+                .collect(),
             ..view.clone()
         };
         match check_request(&edited, engine, snapshot) {
@@ -184,6 +226,19 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
             });
         }
     }
+    change.annotations(&annotations);
+    let reserved: Vec<String> = settings
+        .reserved_env
+        .iter()
+        .map(String::as_str)
+        .chain(
+            engine
+                .vendors()
+                .iter()
+                .flat_map(|vendor| vendor.reserved_env().iter().copied()),
+        )
+        .map(str::to_owned)
+        .collect();
     let init_count = view
         .containers
         .iter()
@@ -195,7 +250,7 @@ pub fn review(pod: &Value, namespace: &str, settings: &Settings, engine: &Engine
         } else {
             ("containers", position - init_count)
         };
-        change.container(list, index, edit, if *uses { &settings.reserved_env } else { &[] });
+        change.container(list, index, edit, if *uses { &reserved } else { &[] });
     }
     warn_unknown_annotations(&view, engine, any, &mut change);
     change.allow(None)
@@ -324,6 +379,7 @@ fn check_memory(container: &ContainerView, ask: &Ask, vendor: &dyn Vendor) -> Re
     };
     let written = container.amount(field);
     let meant = written
+        .filter(|_| !names.memory_suffix_is_bytes)
         .filter(|quantity| quantity.as_str().ends_with(|c: char| c.is_ascii_alphabetic()))
         .and_then(Quantity::as_integer)
         .map(|bytes| (bytes >> 20) / i64::try_from(names.factor()).unwrap_or(i64::MAX).max(1))
@@ -412,7 +468,7 @@ fn check_quota(pod: &PodView, namespace: &str, engine: &Engine, snapshot: &Snaps
             self.init_peak.max(self.sidecars.saturating_add(self.apps))
         }
     }
-    for vendor in engine.vendors().iter() {
+    for vendor in engine.vendors().iter().filter(|vendor| vendor.rules().quota) {
         let Some(room) = snapshot.room(namespace, vendor.keyword()) else {
             continue;
         };
@@ -536,6 +592,27 @@ impl<'a> Change<'a> {
         }
     }
 
+    fn annotations(&mut self, set: &BTreeMap<String, String>) {
+        let metadata = &self.pod["metadata"];
+        let old = |key: &str| metadata["annotations"][key].as_str();
+        let new: BTreeMap<&String, &String> = set.iter().filter(|(key, value)| old(key) != Some(value)).collect();
+        if new.is_empty() {
+            return;
+        }
+        if !metadata["annotations"].is_object() {
+            self.ops.push(PatchOp::Add {
+                path: pointer(&["metadata", "annotations"]),
+                value: json!({}),
+            });
+        }
+        for (key, value) in new {
+            self.ops.push(PatchOp::Add {
+                path: pointer(&["metadata", "annotations", key]),
+                value: json!(value),
+            });
+        }
+    }
+
     /// The edits of one container, as patches of the members that differ.
     fn container(&mut self, list: &str, index: usize, edit: &ContainerEdit<'_>, reserved: &[String]) {
         let raw = &self.pod["spec"][list][index];
@@ -545,35 +622,47 @@ impl<'a> Change<'a> {
             all.extend_from_slice(parts);
             pointer(&all)
         };
-        if !edit.limits().is_empty() {
-            let limits: Map<String, Value> = edit
-                .limits()
+        for (member, held) in [("limits", &edit.view().limits), ("requests", &edit.view().requests)] {
+            for name in edit.removed().iter().filter(|name| held.contains_key(*name)) {
+                self.ops.push(PatchOp::Remove {
+                    path: path(&["resources", member, name]),
+                });
+            }
+        }
+        // What a patch before made counts for the one after.
+        let mut has_resources = raw["resources"].is_object();
+        for (member, set) in [("limits", edit.limits()), ("requests", edit.requests())] {
+            if set.is_empty() {
+                continue;
+            }
+            let amounts: Map<String, Value> = set
                 .iter()
                 .map(|(name, value)| (name.clone(), json!(value.to_string())))
                 .collect();
-            if raw["resources"]["limits"].is_object() {
-                for (name, value) in limits {
+            if raw["resources"][member].is_object() {
+                for (name, value) in amounts {
                     self.ops.push(PatchOp::Add {
-                        path: path(&["resources", "limits", &name]),
+                        path: path(&["resources", member, &name]),
                         value,
                     });
                 }
-            } else if raw["resources"].is_object() {
+            } else if has_resources {
                 self.ops.push(PatchOp::Add {
-                    path: path(&["resources", "limits"]),
-                    value: Value::Object(limits),
+                    path: path(&["resources", member]),
+                    value: Value::Object(amounts),
                 });
             } else {
+                has_resources = true;
                 self.ops.push(PatchOp::Add {
                     path: path(&["resources"]),
-                    value: json!({"limits": limits}),
+                    value: json!({member: amounts}),
                 });
             }
         }
 
         let mut gone: BTreeSet<usize> = edit.env().iter().flat_map(|env| env.replaces.iter().copied()).collect();
         for (position, (name, _)) in edit.view().env.iter().enumerate() {
-            if reserved.contains(name) && gone.insert(position) {
+            if reserved.contains(name) && !edit.is_kept(position) && gone.insert(position) {
                 self.warnings.push(format!(
                     "container `{}`: environment variable `{name}` is removed: what a container gets of a card is \
                      stated by its resources",

@@ -70,12 +70,19 @@ pub(crate) struct Effect {
 }
 
 /// Finds a card by id; HAMi 2.9 wrote instances as `<id>[<template>-<slot>]`, which means the card before the bracket.
-fn find(cards: &[Card], id: &CardId) -> Option<usize> {
+fn find(cards: &[Card], class: &Keyword, id: &CardId) -> Option<usize> {
+    find_where(cards, id, |card| card.class == *class)
+}
+
+fn find_where(cards: &[Card], id: &CardId, accept: impl Fn(&Card) -> bool) -> Option<usize> {
     let text = id.as_str();
-    cards.iter().position(|card| card.id == *id).or_else(|| {
-        let (base, _) = text.split_once('[')?;
-        cards.iter().position(|card| card.id.as_str() == base)
-    })
+    let named = |name: &str| cards.iter().position(|card| card.id.as_str() == name && accept(card));
+    named(text).or_else(|| named(text.split_once('[')?.0))
+}
+
+/// The card of a reserved instance, which does not name its class.
+fn find_cut(cards: &[Card], id: &CardId) -> Option<usize> {
+    find_where(cards, id, |card| card.mode.is_mig()).or_else(|| find_where(cards, id, |_| true))
 }
 
 /// The effects of `booking` on `cards`, at most one a card, in card order.
@@ -101,8 +108,8 @@ pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
         &mut effects[place]
     }
     let mut all: Vec<Effect> = Vec::with_capacity(booking.usage.0.len());
-    for (id, (_, usage)) in &booking.usage.0 {
-        if let Some(card) = find(cards, id) {
+    for (id, (class, usage)) in &booking.usage.0 {
+        if let Some(card) = find(cards, class, id) {
             let effect = at(&mut all, card);
             effect.usage = effect.usage.plus(*usage);
         }
@@ -140,7 +147,7 @@ pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
 fn instances(booking: &Booking, cards: &[Card], put: &mut impl FnMut(usize, Option<Held>)) {
     let reservations = &booking.allocation.mig;
     for reservation in reservations {
-        match find(cards, &reservation.card) {
+        match find_cut(cards, &reservation.card) {
             None => {
                 for (card, _) in cards.iter().enumerate().filter(|(_, card)| card.mode.is_mig()) {
                     put(card, None);
@@ -159,13 +166,14 @@ fn instances(booking: &Booking, cards: &[Card], put: &mut impl FnMut(usize, Opti
             Some(card) => put(card, None),
         }
     }
-    for (_, share) in booking.allocation.shares() {
-        let Some(card) = find(cards, &share.card).filter(|card| cards[*card].mode.is_mig()) else {
+    let shares = booking.allocation.classes.iter();
+    for (class, share) in shares.flat_map(|(class, all)| all.iter().flatten().map(move |share| (class, share))) {
+        let Some(card) = find(cards, class, &share.card).filter(|card| cards[*card].mode.is_mig()) else {
             continue;
         };
         if !reservations
             .iter()
-            .any(|reservation| find(cards, &reservation.card) == Some(card))
+            .any(|reservation| find_cut(cards, &reservation.card) == Some(card))
         {
             put(card, None);
         }

@@ -20,7 +20,7 @@ use crate::order;
 use crate::quota::Room;
 use crate::shape::{self, Shape};
 use crate::snapshot::Snapshot;
-use crate::vendor::Vendors;
+use crate::vendor::{Earlier, Vendors, WriteContext};
 use crate::world::World;
 
 /// A node's answer to a shape.
@@ -188,22 +188,21 @@ impl Engine {
         self.decide(&world.snapshot(), demand, Candidates::All)
     }
 
-    /// All that is written on a pod when it is given `allocation` on `node`: node, time, device texts of each class,
+    /// All that is written on a pod when it is given `allocation`: node, time, device texts of each class,
     /// reserved instances. Annotations only; the label of the node's name is the patch's business.
     #[must_use]
     pub fn annotations(
         &self,
-        node: &NodeName,
         allocation: &Allocation,
         demand: &Demand,
-        now_seconds: i64,
+        at: &WriteContext<'_>,
     ) -> BTreeMap<String, String> {
         let mut annotations = BTreeMap::new();
-        annotations.insert(keys::VGPU_NODE.to_owned(), node.to_string());
-        annotations.insert(keys::VGPU_TIME.to_owned(), now_seconds.to_string());
+        annotations.insert(keys::VGPU_NODE.to_owned(), at.node.to_string());
+        annotations.insert(keys::VGPU_TIME.to_owned(), at.now_seconds.to_string());
         for class in allocation.classes.keys() {
             if let Some(vendor) = self.vendors.get(class) {
-                annotations.extend(vendor.annotations(allocation, demand));
+                annotations.extend(vendor.annotations(allocation, demand, at));
             }
         }
         annotations
@@ -222,6 +221,28 @@ impl Engine {
         selection: &Selection,
         policy: Option<&CardPolicy>,
         room: Option<Room>,
+    ) -> Result<Vec<Given>, NodeRefusal> {
+        self.fit_cards_after(cards, order, ask, selection, policy, room, &[])
+    }
+
+    /// [`Engine::fit_cards`] for a pod whose earlier containers were given something already. The cards' usage is
+    /// taken as it is: what `earlier` holds of them is expected to be in it.
+    ///
+    /// # Errors
+    /// Why the cards do not suffice.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a trial spells out all that a decision reads from a snapshot"
+    )]
+    pub fn fit_cards_after(
+        &self,
+        cards: &[TrialCard],
+        order: Option<&[usize]>,
+        ask: &Ask,
+        selection: &Selection,
+        policy: Option<&CardPolicy>,
+        room: Option<Room>,
+        earlier: &[Earlier],
     ) -> Result<Vec<Given>, NodeRefusal> {
         let Some(vendor) = self.vendors.get(&ask.class) else {
             return Err(NodeRefusal::Unregistered);
@@ -251,6 +272,7 @@ impl Engine {
         let content = shape::Content {
             containers: Vec::new(),
             selections: Vec::new(),
+            facts: Vec::new(),
             rooms: Vec::new(),
             unknown: None,
             node_policy: self.defaults.node_policy,
@@ -260,21 +282,23 @@ impl Engine {
         let shape = Shape::new(content);
         let fit = ContainerFit {
             vendor,
+            rules: vendor.rules(),
             node: &node,
             shape: &shape,
             ask,
             role: ContainerRole::App,
             room,
             selection,
+            facts: &BTreeMap::new(),
         };
-        fit_one(&fit, order)
+        fit_one(&fit, order, earlier)
     }
 
     /// What the demand's namespace may still take of each class, with what its own pod holds given back.
     fn room(&self, snapshot: &Snapshot, demand: &Demand, own: Option<&Booking>, vendor_at: usize) -> Option<Room> {
         let vendor = self.vendors.at(vendor_at)?;
         let mut room = snapshot.quotas.room(&demand.pod.namespace, vendor.names())?;
-        for (class, usage) in own.into_iter().flat_map(|booking| booking.usage.0.values()) {
+        for (_, (class, usage)) in own.into_iter().flat_map(|booking| &booking.usage.0) {
             if class == vendor.keyword() {
                 let memory = i64::try_from(usage.memory.get()).unwrap_or(i64::MAX);
                 room.memory = room.memory.map(|left| left.saturating_add(memory));
@@ -314,6 +338,7 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
         priority: pod.priority,
         containers,
         selections: Vec::new(),
+        facts: BTreeMap::new(),
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),
@@ -325,7 +350,11 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
         if let Some(vendor) = vendors.get(&class) {
             let selection = vendor.selection(pod)?;
             if selection != Selection::default() {
-                demand.selections.push((class, selection));
+                demand.selections.push((class.clone(), selection));
+            }
+            let facts = vendor.pod_facts(pod);
+            if !facts.is_empty() {
+                demand.facts.insert(class, facts);
             }
         }
     }
@@ -417,7 +446,7 @@ impl<'a> Question<'a> {
                 since: None,
                 deleting: false,
                 closures: Vec::new(),
-                facts: BTreeMap::new(),
+                facts: demand.facts.clone(),
             });
             later.put(Arc::clone(&booking));
             reserved.push(booking);

@@ -1,6 +1,6 @@
 //! What can be wrong with what others wrote: requests, registers, allocation texts.
 
-use tessera_types::WeightsError;
+use tessera_types::{CardId, WeightsError};
 
 /// A request that cannot be served as written. Names the field, what is wrong, and the next step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +85,22 @@ pub enum NodeProblem {
         /// The annotation.
         key: String,
         /// What is wrong.
+        fault: String,
+    },
+    /// A resource of the node's status cannot be read.
+    #[error("node resource `{resource}` cannot be read: {fault}")]
+    Capacity {
+        /// The resource.
+        resource: String,
+        /// What is wrong.
+        fault: String,
+    },
+    /// What the node says of a card contradicts what the class knows of it; only that card is closed.
+    #[error("card {card} takes no new work: {fault}")]
+    Disagrees {
+        /// The card.
+        card: CardId,
+        /// The contradiction.
         fault: String,
     },
     /// The text is there and lists nothing.

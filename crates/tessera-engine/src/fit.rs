@@ -4,18 +4,19 @@
 //! container is tried beside the sidecars before it and then gives its cards back; app containers add up. So the
 //! node can hold the pod at every moment of its life, and what the pod occupies is the largest of these moments.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_types::{
-    Allocation, Ask, Card, CardOrder, CardUsage, ContainerRole, Cores, Dimension, Mib, MigReservation, NodeRefusal,
-    Reason, ReasonKind, Share, WHOLE_CARD_CORES,
+    Allocation, Ask, Card, CardOrder, CardUsage, ContainerRole, Cores, Dimension, Extras, Mib, MigReservation,
+    NodeRefusal, Reason, ReasonKind, Share, WHOLE_CARD_CORES,
 };
 
 use crate::node::{CardView, Held, NodeState};
 use crate::order::{self, Rank};
 use crate::quota::Room;
 use crate::shape::Shape;
-use crate::vendor::{Candidate, FitContext, Take, Vendor, Vendors, Want};
+use crate::vendor::{Candidate, Earlier, FitContext, Rules, Take, Vendor, Vendors, Want};
 
 /// A pod's place on a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,7 +75,7 @@ pub(crate) struct Scratch {
     container: Vec<CardUsage>,
     instances: Vec<Vec<Held>>,
     reusable: Vec<Vec<Held>>,
-    earlier: Vec<(ContainerRole, usize)>,
+    earlier: Vec<Earlier>,
     given: Vec<Given>,
 }
 
@@ -123,12 +124,14 @@ pub(crate) fn fit_pod(
             let Some(vendor) = vendors.at(*vendor_at) else { continue };
             let fit = ContainerFit {
                 vendor,
+                rules: vendor.rules(),
                 node,
                 shape,
                 ask,
                 role: container.role,
                 room: shape.room(*vendor_at),
                 selection: shape.selection(*vendor_at),
+                facts: shape.facts(*vendor_at),
             };
             fit.run(None, scratch, number)?;
             let class = allocation
@@ -139,9 +142,10 @@ pub(crate) fn fit_pod(
                 let card = &node.cards()[given.position];
                 class[at].push(Share {
                     card: card.id.clone(),
-                    class: card.class.clone(),
+                    class: vendor.written_as(card),
                     memory: given.take.memory,
                     cores: given.take.cores,
+                    extra: given.take.extra,
                 });
                 if let Some(instance) = &given.take.instance {
                     allocation.mig.push(MigReservation {
@@ -154,19 +158,24 @@ pub(crate) fn fit_pod(
                     });
                 }
             }
-            settle(scratch, container.role);
+            settle(scratch, number, container.role);
         }
     }
     let mut score = f64::from(node.base_score());
     for (class, placed) in &allocation.classes {
-        if let Some(vendor) = vendors.get(class) {
-            score += vendor.node_score(placed, node, shape.content.node_policy);
+        if let Some(at) = vendors.position(class)
+            && let Some(vendor) = vendors.at(at)
+        {
+            score += vendor.node_score(placed, shape.selection(at), node, shape.content.node_policy);
         }
     }
+    let taken = |at: usize| scratch.earlier.iter().any(|earlier| earlier.position == at);
     let added = scratch
         .pod
         .iter()
-        .fold(CardUsage::default(), |sum, on_card| sum.plus(on_card.effective()));
+        .enumerate()
+        .filter(|(at, _)| taken(*at))
+        .fold(CardUsage::default(), |sum, (_, on_card)| sum.plus(on_card.effective()));
     let score_after = node.score_with(added);
     Ok(Placed {
         allocation: Arc::new(allocation),
@@ -176,17 +185,17 @@ pub(crate) fn fit_pod(
 }
 
 /// Books what the container under test was given, as far as later containers meet it.
-fn settle(scratch: &mut Scratch, role: ContainerRole) {
+fn settle(scratch: &mut Scratch, container: u32, role: ContainerRole) {
     for given in &scratch.given {
         let at = given.position;
-        scratch.earlier.push((role, at));
+        scratch.earlier.push(Earlier {
+            container,
+            role,
+            position: at,
+            take: given.take.clone(),
+        });
         if role != ContainerRole::Init {
-            let amount = CardUsage {
-                slots: 1,
-                memory: given.take.memory,
-                cores: given.take.cores,
-            };
-            scratch.running[at] = scratch.running[at].plus(amount);
+            scratch.running[at] = scratch.running[at].plus(given.take.usage());
         }
         if let Some(instance) = &given.take.instance {
             let held = Held {
@@ -206,7 +215,8 @@ fn settle(scratch: &mut Scratch, role: ContainerRole) {
         }
     }
     for (on_card, amount) in scratch.pod.iter_mut().zip(&mut scratch.container) {
-        if *amount != CardUsage::default() {
+        // Whatever is given takes a slot.
+        if amount.slots != 0 {
             *on_card = on_card.with(role, *amount);
             *amount = CardUsage::default();
         }
@@ -216,12 +226,16 @@ fn settle(scratch: &mut Scratch, role: ContainerRole) {
 /// One ask of one container on one node.
 pub(crate) struct ContainerFit<'a> {
     pub(crate) vendor: &'a dyn Vendor,
+    /// The class's own answer, asked once.
+    pub(crate) rules: Rules,
     pub(crate) node: &'a NodeState,
     pub(crate) shape: &'a Shape,
     pub(crate) ask: &'a Ask,
     pub(crate) role: ContainerRole,
     pub(crate) room: Option<Room>,
     pub(crate) selection: &'a tessera_types::Selection,
+    /// What the class wants to know of the pod.
+    pub(crate) facts: &'a BTreeMap<String, String>,
 }
 
 impl ContainerFit<'_> {
@@ -249,7 +263,7 @@ impl ContainerFit<'_> {
             return Err(NodeRefusal::Unregistered);
         }
         let Some(on_node) = self.node.class(&class) else {
-            return Err(refuse(0, vec![self.too_few(0)]));
+            return Err(refuse(0, vec![self.too_few(self.ask.count, 0)]));
         };
         if let Some(cause) = &on_node.closed {
             return Err(NodeRefusal::ClassClosed {
@@ -259,7 +273,8 @@ impl ContainerFit<'_> {
         }
         let cards = self.node.cards();
         let offered = on_node.cards.clone().filter(|at| self.node.facts.served[*at]).count();
-        let count = usize::try_from(self.ask.count).unwrap_or(usize::MAX);
+        let wanted = self.vendor.count_on(self.ask, &cards[on_node.cards.clone()]);
+        let count = usize::try_from(wanted).unwrap_or(usize::MAX);
         // A trial in a given order is of the checks alone: the cards named are all there are.
         if count > offered && order.is_none() {
             let repeats = on_node
@@ -267,7 +282,7 @@ impl ContainerFit<'_> {
                 .clone()
                 .any(|at| self.vendor.repeats(&cards[at], self.selection));
             if !repeats {
-                return Err(refuse(offered, vec![self.too_few(offered)]));
+                return Err(refuse(offered, vec![self.too_few(wanted, offered)]));
             }
         }
 
@@ -290,7 +305,7 @@ impl ContainerFit<'_> {
             }
         }
         let ranks = std::mem::take(&mut scratch.ranks);
-        let outcome = self.examine(&ranks, count, scratch);
+        let outcome = self.examine(&ranks, wanted, container, scratch);
         scratch.ranks = ranks;
         outcome.map_err(|reasons| {
             scratch.given.clear();
@@ -299,12 +314,12 @@ impl ContainerFit<'_> {
         })
     }
 
-    fn too_few(&self, offered: usize) -> Reason {
+    fn too_few(&self, wanted: u32, offered: usize) -> Reason {
         Reason::short(
             ReasonKind::TooFewCards,
             None,
             Dimension::Cards,
-            u64::from(self.ask.count),
+            u64::from(wanted),
             u64::try_from(offered).unwrap_or(u64::MAX),
         )
     }
@@ -321,8 +336,7 @@ impl ContainerFit<'_> {
     }
 
     /// Walks the cards in order. On success the chosen are in `scratch.given`.
-    fn examine(&self, ranks: &[Rank], count: usize, scratch: &mut Scratch) -> Result<(), Vec<Reason>> {
-        let cards = self.node.cards();
+    fn examine(&self, ranks: &[Rank], wanted: u32, container: u32, scratch: &mut Scratch) -> Result<(), Vec<Reason>> {
         let earlier = std::mem::take(&mut scratch.earlier);
         let ctx = FitContext {
             node: self.node,
@@ -331,7 +345,7 @@ impl ContainerFit<'_> {
             earlier: &earlier,
         };
         let mut reasons = Vec::new();
-        let done = self.walk(ranks, count, cards, &ctx, scratch, &mut reasons);
+        let done = self.walk(ranks, wanted, container, &ctx, scratch, &mut reasons);
         scratch.earlier = earlier;
         if done { Ok(()) } else { Err(reasons) }
     }
@@ -339,24 +353,29 @@ impl ContainerFit<'_> {
     fn walk(
         &self,
         ranks: &[Rank],
-        count: usize,
-        cards: &[Card],
+        wanted: u32,
+        container: u32,
         ctx: &FitContext<'_>,
         scratch: &mut Scratch,
         reasons: &mut Vec<Reason>,
     ) -> bool {
-        let numa_bind = self.selection.numa_bind && self.vendor.rules().numa;
+        let cards = self.node.cards();
+        let count = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let numa_bind = self.selection.numa_bind && self.rules.numa;
         let mut numa = -1_i32;
         let mut gathers = None;
+        let extra = counted(self.vendor, self.ask);
         for rank in ranks {
             let at = rank.position;
             let card = &cards[at];
             let (memory, cores) = self.vendor.resolve(card, self.ask);
             let want = Want {
                 ask: self.ask,
+                count: wanted,
                 selection: self.selection,
                 memory,
                 cores,
+                extra,
             };
             if gathers.is_none() {
                 if let Some(reason) = self.vendor.refuse_node(&want, ctx) {
@@ -370,6 +389,7 @@ impl ContainerFit<'_> {
             loop {
                 match self.card(
                     at,
+                    container,
                     &want,
                     ctx,
                     scratch,
@@ -379,12 +399,7 @@ impl ContainerFit<'_> {
                     reasons,
                 ) {
                     Ok(take) => {
-                        let amount = CardUsage {
-                            slots: 1,
-                            memory: take.memory,
-                            cores: take.cores,
-                        };
-                        scratch.container[at] = scratch.container[at].plus(amount);
+                        scratch.container[at] = scratch.container[at].plus(take.usage());
                         if let (Some(instance), Some(list)) = (&take.instance, scratch.instances.get_mut(at)) {
                             // Visible to the next look at this card; `settle` or the end of the walk puts it right.
                             list.push(Held {
@@ -415,26 +430,12 @@ impl ContainerFit<'_> {
             }
         }
         self.withdraw_instances(scratch);
-        let found = scratch.given.len();
-        if gathers == Some(true) && found >= count && self.choose(count, cards, ctx, scratch) {
+        let gathered = gathers == Some(true);
+        if gathered && scratch.given.len() >= count && self.choose(wanted, cards, ctx, scratch) {
             return true;
         }
-        if gathers == Some(true) && found >= count && numa_bind {
-            let mut reason = Reason::of(ReasonKind::NumaMismatch, None);
-            reason.count = u32::try_from(found).unwrap_or(u32::MAX);
-            reasons.push(reason);
-        }
-        if found > 0 {
-            let mut reason = Reason::short(
-                ReasonKind::TooFewFit,
-                None,
-                Dimension::Cards,
-                u64::from(self.ask.count),
-                u64::try_from(found).unwrap_or(u64::MAX),
-            );
-            reason.count = u32::try_from(found).unwrap_or(u32::MAX);
-            reasons.push(reason);
-        }
+        let want = self.want(wanted, scratch, ranks, cards);
+        self.vendor.conclude(&scratch.given, gathered, &want, ctx, reasons);
         false
     }
 
@@ -447,7 +448,26 @@ impl ContainerFit<'_> {
         }
     }
 
-    fn choose(&self, count: usize, cards: &[Card], ctx: &FitContext<'_>, scratch: &mut Scratch) -> bool {
+    /// The ask with the amounts on the first card found, else on the first examined.
+    fn want<'w>(&'w self, count: u32, scratch: &Scratch, ranks: &[Rank], cards: &[Card]) -> Want<'w> {
+        let first = scratch
+            .given
+            .first()
+            .map(|given| (given.asked_memory, given.asked_cores));
+        let (memory, cores) = first
+            .or_else(|| Some(self.vendor.resolve(cards.get(ranks.first()?.position)?, self.ask)))
+            .unwrap_or_default();
+        Want {
+            ask: self.ask,
+            count,
+            selection: self.selection,
+            memory,
+            cores,
+            extra: counted(self.vendor, self.ask),
+        }
+    }
+
+    fn choose(&self, wanted: u32, cards: &[Card], ctx: &FitContext<'_>, scratch: &mut Scratch) -> bool {
         let candidates: Vec<Candidate<'_>> = scratch
             .given
             .iter()
@@ -457,16 +477,8 @@ impl ContainerFit<'_> {
                 take: given.take.clone(),
             })
             .collect();
-        let (memory, cores) = scratch
-            .given
-            .first()
-            .map_or((Mib::ZERO, Cores::ZERO), |g| (g.asked_memory, g.asked_cores));
-        let want = Want {
-            ask: self.ask,
-            selection: self.selection,
-            memory,
-            cores,
-        };
+        let count = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let want = self.want(wanted, scratch, &[], cards);
         let Some(members) = self
             .vendor
             .choose(&candidates, &want, ctx)
@@ -483,12 +495,8 @@ impl ContainerFit<'_> {
         }
         scratch.container.fill(CardUsage::default());
         for given in &chosen {
-            let amount = CardUsage {
-                slots: 1,
-                memory: given.take.memory,
-                cores: given.take.cores,
-            };
-            scratch.container[given.position] = scratch.container[given.position].plus(amount);
+            let sum = &mut scratch.container[given.position];
+            *sum = sum.plus(given.take.usage());
         }
         scratch.given = chosen;
         true
@@ -499,6 +507,7 @@ impl ContainerFit<'_> {
     fn card(
         &self,
         at: usize,
+        container: u32,
         want: &Want<'_>,
         ctx: &FitContext<'_>,
         scratch: &mut Scratch,
@@ -508,13 +517,13 @@ impl ContainerFit<'_> {
         reasons: &mut Vec<Reason>,
     ) -> Result<Take, Reason> {
         let card = &self.node.cards()[at];
-        let rules = self.vendor.rules();
+        let rules = &self.rules;
         let of = |kind| Reason::of(kind, Some(card.id.clone()));
         let short = |kind, dimension, wanted: u64, free: u64| {
             Reason::short(kind, Some(card.id.clone()), dimension, wanted, free)
         };
         if !self.node.is_healthy(at) {
-            return Err(of(ReasonKind::Unhealthy));
+            return Err(of(rules.unhealthy));
         }
         if rules.cordon && self.node.is_cordoned(at) {
             return Err(of(ReasonKind::Cordoned));
@@ -555,23 +564,29 @@ impl ContainerFit<'_> {
         if rules.mutex && ctx.policy.has(CardOrder::Mutex) && used.slots > 0 {
             return Err(of(ReasonKind::ExclusiveConflict));
         }
+        if card.twin.is_some() && self.twin_in_use(card, container, ctx, scratch) {
+            return Err(of(ReasonKind::ExclusiveConflict));
+        }
         if rules.quota {
             self.quota(scratch, at, want.memory, want.cores)?;
         }
         let memory_used = used.memory.saturating_add(mine.memory);
         self.memory(card, memory_used, want.memory)?;
-        let cores_used = used.cores;
-        if cores_used.saturating_add(want.cores) > card.cores {
-            let free = card.cores.saturating_sub(cores_used);
-            let (wanted, free) = (u64::from(want.cores.get()), u64::from(free.get()));
-            return Err(short(ReasonKind::CoresShort, Dimension::CoresPercent, wanted, free));
-        }
-        if card.cores == WHOLE_CARD_CORES && want.cores == WHOLE_CARD_CORES && used.slots > 0 {
+        // Compute of the container's own instances is rounded up one by one and is not held against it.
+        let cores_used = if card.mig_profiles.is_empty() {
+            used.cores.saturating_add(mine.cores)
+        } else {
+            used.cores
+        };
+        cores(card, cores_used, want.cores)?;
+        if rules.whole_alone && card.cores == WHOLE_CARD_CORES && want.cores == WHOLE_CARD_CORES && used.slots > 0 {
             return Err(of(ReasonKind::ExclusiveConflict));
         }
-        if card.cores != Cores::ZERO && cores_used == card.cores && want.cores == Cores::ZERO {
+        if rules.exhausted && card.cores != Cores::ZERO && cores_used == card.cores && want.cores == Cores::ZERO {
             return Err(of(ReasonKind::ComputeExhausted));
         }
+        let extra_used = used.extra.plus(mine.extra);
+        self.extra(card, extra_used, want.extra)?;
         let take = self.vendor.check(view(card, at, used, scratch), want, ctx)?;
         // Rounding up must neither break the quota nor the card.
         if (take.memory, take.cores) != (want.memory, want.cores) {
@@ -579,8 +594,32 @@ impl ContainerFit<'_> {
                 self.quota(scratch, at, take.memory, take.cores)?;
             }
             self.memory(card, memory_used, take.memory)?;
+            if take.instance.is_none() {
+                cores(card, cores_used, take.cores)?;
+            }
         }
+        if take.extra != want.extra {
+            self.extra(card, extra_used, take.extra)?;
+        }
+        let with_own = view(card, at, used.plus(mine), scratch);
+        self.vendor
+            .joins(with_own, take.usage(), self.facts, self.node)
+            .map_err(of)?;
         Ok(take)
+    }
+
+    /// Whether another class's view of the same hardware is in use, by others or by what runs of this pod.
+    fn twin_in_use(&self, card: &Card, container: u32, ctx: &FitContext<'_>, scratch: &Scratch) -> bool {
+        let cards = self.node.cards();
+        let is_twin = |other: &Card| other.class != card.class && other.twin == card.twin;
+        cards
+            .iter()
+            .zip(&scratch.running)
+            .any(|(other, running)| running.slots > 0 && is_twin(other))
+            || ctx
+                .earlier
+                .iter()
+                .any(|earlier| earlier.container == container && is_twin(&cards[earlier.position]))
     }
 
     fn memory(&self, card: &Card, used: Mib, wanted: Mib) -> Result<(), Reason> {
@@ -598,6 +637,13 @@ impl ContainerFit<'_> {
         ))
     }
 
+    fn extra(&self, card: &Card, used: Extras, wanted: Extras) -> Result<(), Reason> {
+        match used.plus(wanted).exceeds(card.extra) {
+            None => Ok(()),
+            Some(at) => Err(extra_short(self.vendor, card, at, wanted, used)),
+        }
+    }
+
     /// The namespace's quota with one more card of `memory` and `cores` at `at`. Counted is what the pod occupies at
     /// its greediest moment, as it will be charged.
     fn quota(&self, scratch: &Scratch, at: usize, memory: Mib, cores: Cores) -> Result<(), Reason> {
@@ -613,6 +659,7 @@ impl ContainerFit<'_> {
                     slots: 1,
                     memory,
                     cores,
+                    extra: Extras::NONE,
                 });
             }
             sum = sum.plus(scratch.pod[position].with(self.role, amount).effective());
@@ -647,6 +694,45 @@ impl ContainerFit<'_> {
     }
 }
 
+/// What `ask` names of the amounts that the class counts.
+pub(crate) fn counted(vendor: &dyn Vendor, ask: &Ask) -> Extras {
+    if ask.extra.is_empty() {
+        return Extras::NONE;
+    }
+    let names = vendor.extra_names();
+    ask.extra.iter().fold(Extras::NONE, |sum, (name, amount)| {
+        match names.iter().position(|known| known == name) {
+            Some(at) => sum.plus(Extras::NONE.with(at, *amount)),
+            None => sum,
+        }
+    })
+}
+
+pub(crate) fn extra_short(vendor: &dyn Vendor, card: &Card, at: usize, wanted: Extras, used: Extras) -> Reason {
+    let what = vendor.extra_names().get(at).copied().unwrap_or("units");
+    let free = card.extra.minus(used).get(at);
+    Reason::short_of(
+        ReasonKind::AmountShort,
+        Some(card.id.clone()),
+        what,
+        wanted.get(at),
+        free,
+    )
+}
+
+fn cores(card: &Card, used: Cores, wanted: Cores) -> Result<(), Reason> {
+    if used.saturating_add(wanted) <= card.cores {
+        return Ok(());
+    }
+    Err(Reason::short(
+        ReasonKind::CoresShort,
+        Some(card.id.clone()),
+        Dimension::CoresPercent,
+        u64::from(wanted.get()),
+        u64::from(card.cores.saturating_sub(used).get()),
+    ))
+}
+
 fn view<'a>(card: &'a Card, at: usize, usage: CardUsage, scratch: &'a Scratch) -> CardView<'a> {
     CardView {
         position: at,
@@ -671,9 +757,15 @@ pub struct TrialCard {
 }
 
 /// Runs the loaded checks for one ask over the node's cards in the given order. For trials and explanations.
-pub(crate) fn fit_one(fit: &ContainerFit<'_>, order: Option<&[usize]>) -> Result<Vec<Given>, NodeRefusal> {
+pub(crate) fn fit_one(
+    fit: &ContainerFit<'_>,
+    order: Option<&[usize]>,
+    earlier: &[Earlier],
+) -> Result<Vec<Given>, NodeRefusal> {
     let mut scratch = Scratch::default();
     scratch.load(fit.node);
-    fit.run(order, &mut scratch, 0)?;
+    scratch.earlier.extend_from_slice(earlier);
+    let container = earlier.iter().map(|earlier| earlier.container.saturating_add(1)).max();
+    fit.run(order, &mut scratch, container.unwrap_or(0))?;
     Ok(scratch.given)
 }

@@ -19,6 +19,7 @@ mod shape;
 mod snapshot;
 pub mod text;
 pub mod topology;
+mod unified;
 mod vendor;
 mod verify;
 mod world;
@@ -33,7 +34,7 @@ pub use preempt::Preemptor;
 pub use quota::{QuotaState, Quotas, Room};
 pub use snapshot::Snapshot;
 pub use vendor::{
-    AnnotationKeys, Candidate, FitContext, HealthSource, Instance, LockKind, ResourceNames, Rules, Take, Vendor,
-    Vendors, Want, comma_list, common_accepts, go_bool,
+    AnnotationKeys, Candidate, Earlier, FitContext, HealthSource, Instance, LockKind, ResourceNames, Rules, Take,
+    Unified, Vendor, Vendors, Want, WriteContext, comma_list, common_accepts, common_conclusion, go_bool,
 };
 pub use world::{AssumeError, Assumption, BookingDifference, NodeChange, PodChange, PodProblem, World};

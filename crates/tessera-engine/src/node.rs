@@ -211,11 +211,14 @@ impl NodeState {
 
     /// The bookings that hold a part of the card at this position.
     pub fn tenants(&self, position: usize) -> impl Iterator<Item = &Booking> {
-        let id = self.facts.cards.get(position).map(|card| &card.id);
-        self.bookings
-            .iter()
-            .map(|booking| &**booking)
-            .filter(move |booking| id.is_some_and(|id| booking.usage.0.contains_key(id)))
+        let card = self.facts.cards.get(position);
+        self.bookings.iter().map(|booking| &**booking).filter(move |booking| {
+            let holds = |card: &Card| {
+                let mut held = booking.usage.0.iter();
+                held.any(|(id, (class, _))| *id == card.id && *class == card.class)
+            };
+            card.is_some_and(holds)
+        })
     }
 
     /// The node's fill before any decision: ten times the sum of the used fractions of slots, compute and memory over
@@ -304,6 +307,7 @@ impl NodeState {
                 slots: card.slots,
                 memory: card.memory,
                 cores: card.cores,
+                extra: card.extra,
             })
         };
         self.sums = (

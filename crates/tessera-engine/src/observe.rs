@@ -145,20 +145,33 @@ pub(crate) fn facts(
         let mut cause = None;
         match vendor.decode_node(node) {
             Ok(cards) => {
-                for card in cards {
+                for mut card in cards {
                     if facts.cards[first..].iter().any(|other| other.id == card.id) {
                         let key = vendor.keys().register.clone().unwrap_or_default();
                         let fault = format!("card {} is listed twice; the first counts", card.id);
                         problems.push((class.clone(), NodeProblem::Unreadable { key, fault }));
                         continue;
                     }
+                    if let Some(fault) = vendor.disagreement(&card) {
+                        card.healthy = false;
+                        let card = card.id.clone();
+                        problems.push((class.clone(), NodeProblem::Disagrees { card, fault }));
+                    }
                     facts.served.push(vendor.serves(&card));
                     facts.cordoned.push(cordon.iter().any(|id| id == card.id.as_str()));
                     facts.cards.push(card);
                 }
-                let handshake = matches!(vendor.health(), HealthSource::HandshakeAndAllocatable);
-                if let Some(count) = vendor.names().count.as_deref().filter(|_| handshake)
-                    && node.allocatable.contains_key(count)
+                // A node where the kubelet runs no plugin of the class any more says 0; one that never had it says
+                // nothing, which means something only where nothing else tells of the plugin.
+                let told = match vendor.health() {
+                    HealthSource::HandshakeAndAllocatable => {
+                        |node: &NodeView, count: &str| node.allocatable.contains_key(count)
+                    }
+                    HealthSource::Allocatable => |_: &NodeView, _: &str| true,
+                    _ => |_: &NodeView, _: &str| false,
+                };
+                if let Some(count) = vendor.names().count.as_deref()
+                    && told(node, count)
                     && node.allocatable_count(count) <= 0
                 {
                     cause = Some(format!("its plugin is gone: `{count}` is 0 in the node's allocatable"));

@@ -50,6 +50,7 @@ pub fn node_score<'a>(cards: impl Iterator<Item = (&'a Card, CardUsage)>, added:
             slots: card.slots,
             memory: card.memory,
             cores: card.cores,
+            extra: card.extra,
         });
         used = used.plus(usage);
     }

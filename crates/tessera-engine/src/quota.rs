@@ -57,12 +57,25 @@ impl Quotas {
         hard: &BTreeMap<String, Quantity>,
         managed: impl Fn(&str) -> bool,
     ) -> bool {
+        self.set_counted(namespace, object, hard, |name, quantity| {
+            managed(name).then(|| whole(quantity))
+        })
+    }
+
+    /// [`Quotas::set`] where `counted` says what a resource's limit is in its own unit; `None` if it is not ours.
+    pub(crate) fn set_counted(
+        &mut self,
+        namespace: &str,
+        object: &str,
+        hard: &BTreeMap<String, Quantity>,
+        counted: impl Fn(&str, &Quantity) -> Option<u64>,
+    ) -> bool {
         let mut limits = BTreeMap::new();
         for (key, quantity) in hard {
-            let Some(name) = key.strip_prefix(LIMITS).filter(|name| managed(name)) else {
-                continue;
-            };
-            limits.insert(name, whole(quantity));
+            let Some(name) = key.strip_prefix(LIMITS) else { continue };
+            if let Some(limit) = counted(name, quantity) {
+                limits.insert(name, limit);
+            }
         }
         let entries = self.entries(namespace);
         let mut changed = false;
@@ -209,7 +222,7 @@ fn amounts(names: &ResourceNames, memory: Mib, cores: Cores) -> impl Iterator<It
     memory.into_iter().chain(cores)
 }
 
-fn whole(quantity: &Quantity) -> u64 {
+pub(crate) fn whole(quantity: &Quantity) -> u64 {
     match quantity.whole() {
         Whole::Exact(value) => u64::try_from(value).unwrap_or(0),
         Whole::TooLarge => u64::MAX,

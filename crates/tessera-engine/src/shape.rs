@@ -1,5 +1,6 @@
 //! A demand without its owner: all that a node's answer depends on besides the node itself.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub(crate) struct Content {
     pub(crate) containers: Vec<ShapeContainer>,
     /// By position in [`Vendors`], only classes asked for.
     pub(crate) selections: Vec<(usize, Selection)>,
+    /// What classes asked for want to know of the pod, by position in [`Vendors`].
+    pub(crate) facts: Vec<(usize, BTreeMap<String, String>)>,
     /// What the namespace's quota leaves, by position in [`Vendors`]; only classes with a limit.
     pub(crate) rooms: Vec<(usize, Room)>,
     /// An ask of a class that does not exist.
@@ -47,6 +50,8 @@ static NO_SELECTION: Selection = Selection {
     extra: Vec::new(),
 };
 
+static NO_FACTS: BTreeMap<String, String> = BTreeMap::new();
+
 impl Shape {
     pub(crate) fn new(content: Content) -> Arc<Self> {
         // `DefaultHasher::new` has fixed keys, and the hash only shortens comparing: equality decides.
@@ -68,6 +73,14 @@ impl Shape {
             .iter()
             .find(|(at, _)| *at == vendor)
             .map_or(&NO_SELECTION, |(_, selection)| selection)
+    }
+
+    pub(crate) fn facts(&self, vendor: usize) -> &BTreeMap<String, String> {
+        self.content
+            .facts
+            .iter()
+            .find(|(at, _)| *at == vendor)
+            .map_or(&NO_FACTS, |(_, facts)| facts)
     }
 
     pub(crate) fn room(&self, vendor: usize) -> Option<Room> {
@@ -117,10 +130,19 @@ pub(crate) fn compile(
             demand.selection(keyword).map(|selection| (at, selection.clone()))
         })
         .collect();
+    let facts = asked()
+        .filter_map(|at| {
+            demand
+                .facts
+                .get(vendors.at(at)?.keyword())
+                .map(|facts| (at, facts.clone()))
+        })
+        .collect();
     let rooms = asked().filter_map(|at| room(at).map(|room| (at, room))).collect();
     Shape::new(Content {
         containers,
         selections,
+        facts,
         rooms,
         unknown,
         node_policy: demand.node_policy.unwrap_or(node_policy),

@@ -1,10 +1,10 @@
 //! An immutable picture of the world: nodes with usage, bookings, quotas. Taking one copies a few pointers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use tessera_types::{Keyword, NodeName, PodUid};
+use tessera_types::{Keyword, Mib, NodeName, PodUid};
 
 use crate::booking::Booking;
 use crate::node::NodeState;
@@ -204,6 +204,23 @@ impl Snapshot {
     #[must_use]
     pub fn room(&self, namespace: &str, class: &Keyword) -> Option<Room> {
         self.quotas.room(namespace, self.vendors.get(class)?.names())
+    }
+
+    /// The sizes of the cards there are, by class.
+    #[must_use]
+    pub fn card_sizes(&self) -> BTreeMap<Keyword, BTreeSet<Mib>> {
+        let mut sizes: BTreeMap<Keyword, BTreeSet<Mib>> = BTreeMap::new();
+        for card in self.nodes().flat_map(NodeState::cards) {
+            match sizes.get_mut(&card.class) {
+                Some(of_class) => {
+                    of_class.insert(card.memory);
+                }
+                None => {
+                    sizes.insert(card.class.clone(), BTreeSet::from([card.memory]));
+                }
+            }
+        }
+        sizes
     }
 
     /// The largest number of cards of a class on any node.

@@ -37,7 +37,8 @@ pub fn hami_node(refusal: &NodeRefusal) -> String {
 /// How often each of HAMi's words applies.
 fn counts(reasons: &[Reason]) -> BTreeMap<&'static str, u32> {
     let mut counts = BTreeMap::new();
-    for reason in reasons {
+    let said = |reason: &&Reason| reason.count > 0 || reason.kind == ReasonKind::TooFewFit;
+    for reason in reasons.iter().filter(said) {
         let count: &mut u32 = counts.entry(reason.kind.token()).or_default();
         *count = count.saturating_add(reason.count);
     }
@@ -93,8 +94,8 @@ pub fn reason(reason: &Reason) -> String {
     match (reason.kind, reason.wanted, reason.free) {
         (ReasonKind::QuotaShort, Some((dimension, wanted)), Some(free)) => format!(
             "the namespace's quota leaves {} of the {} wanted",
-            amount(dimension, free),
-            amount(dimension, wanted)
+            amount(dimension, reason.what.as_deref(), free),
+            amount(dimension, reason.what.as_deref(), wanted)
         ),
         (ReasonKind::TooFewCards, Some((_, wanted)), Some(free)) => {
             format!("the node has {free} cards of the {wanted} wanted")
@@ -103,31 +104,44 @@ pub fn reason(reason: &Reason) -> String {
             format!("only {free} of the {wanted} cards wanted fit")
         }
         (ReasonKind::SlotsExhausted, _, _) => format!("{card} has no free slot"),
+        (ReasonKind::NumaMismatch, _, _) if reason.what.is_some() => {
+            reason.what.as_deref().unwrap_or_default().to_owned()
+        }
         (ReasonKind::NumaMismatch, _, _) => "the cards that fit lie on different NUMA nodes".to_owned(),
         (_, Some((dimension, wanted)), Some(free)) => {
             format!(
                 "{card} has {} free of {} wanted",
-                amount(dimension, free),
-                amount(dimension, wanted)
+                amount(dimension, reason.what.as_deref(), free),
+                amount(dimension, reason.what.as_deref(), wanted)
             )
+        }
+        (ReasonKind::ClassRule, None, _) if reason.what.is_some() => {
+            format!("{card} {}", reason.what.as_deref().unwrap_or_default())
         }
         (kind, _, _) => format!("{card} {}", verdict(kind)),
     }
 }
 
-fn amount(dimension: Dimension, number: u64) -> String {
+fn amount(dimension: Dimension, what: Option<&str>, number: u64) -> String {
     match dimension {
         Dimension::MemoryMib => format!("{number} MiB"),
         Dimension::CoresPercent => format!("{number} % compute"),
         Dimension::Slots => format!("{number} slots"),
         Dimension::Cards => format!("{number} cards"),
-        Dimension::Other => number.to_string(),
+        Dimension::Other => match what {
+            Some(what) => format!("{number} {what}"),
+            None => number.to_string(),
+        },
     }
 }
 
 fn verdict(kind: ReasonKind) -> &'static str {
     match kind {
-        ReasonKind::Unhealthy => "does not work",
+        ReasonKind::Unhealthy | ReasonKind::UnhealthyCard => "does not work",
+        ReasonKind::IsolationShort => "has no wall of the kind wanted between containers",
+        ReasonKind::PartitionConflict => "shares its hardware with a part that is in use",
+        ReasonKind::QosMismatch => "is shared under another policy of service",
+        ReasonKind::AppClassMismatch => "is shared by another class of application",
         ReasonKind::Cordoned => "is cordoned by an administrator",
         ReasonKind::ModelMismatch => "is of a model the pod does not accept",
         ReasonKind::ModeMismatch | ReasonKind::CardMode => "is divided in a mode the pod does not accept",
@@ -136,6 +150,7 @@ fn verdict(kind: ReasonKind) -> &'static str {
         ReasonKind::ComputeExhausted => "has all its compute promised",
         ReasonKind::MemoryShort => "is short of memory",
         ReasonKind::CoresShort => "is short of compute",
+        ReasonKind::AmountShort => "is short of what its class counts",
         ReasonKind::NumaMismatch => "lies on another NUMA node",
         ReasonKind::ExclusiveConflict => "is wanted alone and is in use",
         ReasonKind::ClassRule => "is refused by a rule of its class",
@@ -167,7 +182,7 @@ pub fn node(refusal: &NodeRefusal) -> String {
 
 fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
     let of_kind = || reasons.iter().filter(|reason| reason.kind == kind);
-    let count: u32 = of_kind().map(|reason| reason.count).fold(0, u32::saturating_add);
+    let count: u32 = of_kind().map(|reason| reason.count.max(1)).fold(0, u32::saturating_add);
     let Some(nearest) = of_kind().rev().max_by_key(|reason| reason.free) else {
         return String::new();
     };
@@ -180,9 +195,15 @@ fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
             let what = match kind {
                 ReasonKind::MemoryShort => "short of memory",
                 ReasonKind::CoresShort => "short of compute",
+                ReasonKind::AmountShort => "short",
+                ReasonKind::ClassRule if nearest.what.is_some() => nearest.what.as_deref().unwrap_or_default(),
                 ReasonKind::SlotsExhausted => "without a free slot",
                 ReasonKind::ComputeExhausted => "with all compute promised",
-                ReasonKind::Unhealthy => "not working",
+                ReasonKind::Unhealthy | ReasonKind::UnhealthyCard => "not working",
+                ReasonKind::IsolationShort => "without the isolation wanted",
+                ReasonKind::PartitionConflict => "whose hardware is in use in another division",
+                ReasonKind::QosMismatch => "shared under another policy of service",
+                ReasonKind::AppClassMismatch => "shared by another class of application",
                 ReasonKind::Cordoned => "cordoned",
                 ReasonKind::ModelMismatch => "of a model not accepted",
                 ReasonKind::ModeMismatch | ReasonKind::CardMode => "in a mode not accepted",
@@ -195,7 +216,8 @@ fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
             if let (Some((dimension, wanted)), Some(free)) = (nearest.wanted, nearest.free)
                 && dimension != Dimension::Slots
             {
-                let (wanted, free) = (amount(dimension, wanted), amount(dimension, free));
+                let named = nearest.what.as_deref();
+                let (wanted, free) = (amount(dimension, named, wanted), amount(dimension, named, free));
                 text.push_str(&format!(" ({wanted} wanted, at most {free} free"));
                 if let Some(card) = &nearest.card {
                     text.push_str(&format!(", on {card}"));
@@ -259,7 +281,7 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
             .and_then(|at| demand.containers.get(at))
             .and_then(|container| container.asks.iter().find(|ask| ask.class == *class));
         let count = ask.map_or(1, |ask| ask.count);
-        for kind in [ReasonKind::MemoryShort, ReasonKind::CoresShort] {
+        for kind in [ReasonKind::MemoryShort, ReasonKind::CoresShort, ReasonKind::AmountShort] {
             let Some(reason) = attainable(reasons, kind, count) else {
                 continue;
             };
@@ -273,8 +295,8 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
             let card = reason.card.as_ref().map_or("a card", CardId::as_str);
             let text = format!(
                 "Ask for at most {}, or free {} on {card} of {name}.",
-                amount(dimension, free),
-                amount(dimension, missing)
+                amount(dimension, reason.what.as_deref(), free),
+                amount(dimension, reason.what.as_deref(), missing)
             );
             best = Some(Remedy { missing, text });
         }
@@ -285,7 +307,11 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
     let has = |kind: ReasonKind| kinds.contains_key(&kind);
     let text = if has(ReasonKind::QuotaShort) {
         "Raise the namespace's ResourceQuota, or end pods of the namespace."
-    } else if has(ReasonKind::MemoryShort) || has(ReasonKind::CoresShort) || has(ReasonKind::ComputeExhausted) {
+    } else if has(ReasonKind::MemoryShort)
+        || has(ReasonKind::CoresShort)
+        || has(ReasonKind::AmountShort)
+        || has(ReasonKind::ComputeExhausted)
+    {
         "Wait for pods on these cards to end, or add a node."
     } else if has(ReasonKind::SlotsExhausted) {
         "Wait for a pod on these cards to end, or raise the number of slots a card is divided into."
@@ -303,7 +329,7 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         "Ask for fewer cards, or add a node with more."
     } else if has(ReasonKind::Cordoned) {
         return format!("Take a card out of the node's annotation `{}`.", keys::DEVICE_CORDON);
-    } else if has(ReasonKind::Unhealthy) || closed {
+    } else if has(ReasonKind::Unhealthy) || has(ReasonKind::UnhealthyCard) || closed {
         "Look at the node agent's log on these nodes."
     } else if unregistered {
         "Check that the node agent runs on a node with cards."

@@ -8,14 +8,17 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use tessera_types::{
-    Allocation, Ask, Card, CardPolicy, ClassAllocation, ContainerRole, Cores, Demand, Keyword, Mib, MigReservation,
-    NodePolicy, Placement, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
+    Allocation, Ask, Card, CardId, CardPolicy, CardUsage, ClassAllocation, ContainerRole, Cores, Demand, Dimension,
+    Extras, Keyword, Mib, MigReservation, NodeName, NodePolicy, Placement, Reason, ReasonKind, Selection,
+    WHOLE_CARD_CORES,
 };
-use tessera_wire::{ContainerView, NodeView, PodView};
+use tessera_wire::{ContainerView, NodeView, PodView, Quantity};
 
 use crate::edit::{Admit, AdmitSettings, ContainerEdit};
 use crate::error::{AllocationProblem, NodeProblem, RequestError};
+use crate::fit::Given;
 use crate::node::{CardView, NodeState};
+use crate::quota;
 use crate::topology;
 
 /// The resource names of a class. An absent name is not served.
@@ -33,6 +36,8 @@ pub struct ResourceNames {
     pub priority: Option<String>,
     /// What one unit of the memory resource is, in MiB; at least 1. A quota on memory is in the same unit.
     pub memory_factor: u32,
+    /// A quota on memory with a unit (`8Gi`) means bytes, not so many units.
+    pub memory_suffix_is_bytes: bool,
     /// Further names that belong to the class.
     pub others: Vec<String>,
 }
@@ -51,6 +56,18 @@ impl ResourceNames {
         .flatten()
         .chain(&self.others)
         .map(String::as_str)
+    }
+
+    /// What a quota's limit on the memory resource is, in the resource's unit, rounded down.
+    #[must_use]
+    pub fn memory_limit(&self, quantity: &Quantity) -> u64 {
+        let limit = quota::whole(quantity);
+        let has_unit = quantity.as_str().ends_with(|c: char| c.is_ascii_alphabetic());
+        if self.memory_suffix_is_bytes && has_unit {
+            (limit >> 20) / self.factor()
+        } else {
+            limit
+        }
     }
 
     /// The memory unit in MiB, never 0.
@@ -90,6 +107,17 @@ impl AnnotationKeys {
     }
 }
 
+/// A container's request by the names that are common to all classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unified {
+    /// Cards, at least 1.
+    pub count: u64,
+    /// Memory of each, rounded up; `None` is all of it.
+    pub memory_mib: Option<u64>,
+    /// Compute of each in percent, 1 to 100; `None` says nothing.
+    pub cores: Option<u64>,
+}
+
 /// How it is known that a node still serves a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HealthSource {
@@ -97,6 +125,8 @@ pub enum HealthSource {
     HandshakeAndAllocatable,
     /// The handshake annotation alone.
     Handshake,
+    /// The count resource in the node's allocatable is positive.
+    Allocatable,
     /// The count resource in the node's capacity is positive.
     Capacity,
     /// The register annotation is there.
@@ -114,6 +144,14 @@ pub enum LockKind {
     Shared,
     /// A key of the class's own.
     Own(String),
+    /// A key of the class's own whose value is the bare moment of locking (RFC 3339), without an owner. Who holds it
+    /// cannot be told, so it is released only by whoever wrote the value.
+    Timed {
+        /// The annotation.
+        key: String,
+        /// After how many seconds it counts as free.
+        lapses_seconds: u32,
+    },
 }
 
 /// Which of the engine's common checks apply to a class.
@@ -129,6 +167,12 @@ pub struct Rules {
     pub mutex: bool,
     /// The numa-bind switch keeps the cards of a container on one NUMA node.
     pub numa: bool,
+    /// All the compute of a card (100 of 100) is given on an unused card only.
+    pub whole_alone: bool,
+    /// A claim on no compute at all is refused where all compute is promised.
+    pub exhausted: bool,
+    /// The reason against a card that does not work.
+    pub unhealthy: ReasonKind,
 }
 
 impl Default for Rules {
@@ -139,6 +183,9 @@ impl Default for Rules {
             topology: true,
             mutex: true,
             numa: true,
+            whole_alone: true,
+            exhausted: true,
+            unhealthy: ReasonKind::Unhealthy,
         }
     }
 }
@@ -148,12 +195,16 @@ impl Default for Rules {
 pub struct Want<'a> {
     /// The ask as parsed.
     pub ask: &'a Ask,
+    /// How many cards on this node.
+    pub count: u32,
     /// The pod's constraints for the class.
     pub selection: &'a Selection,
     /// Memory on the card under test, resolved.
     pub memory: Mib,
     /// Compute on the card under test, resolved and at most a whole card.
     pub cores: Cores,
+    /// What it names of the amounts that the class counts besides.
+    pub extra: Extras,
 }
 
 /// A hardware instance that a card is cut for.
@@ -166,14 +217,40 @@ pub struct Instance {
 }
 
 /// What a container really takes of a card: the ask after rounding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Take {
     /// Memory held.
     pub memory: Mib,
     /// Compute held.
     pub cores: Cores,
+    /// What it holds of the amounts that the class counts besides.
+    pub extra: Extras,
     /// The instance, for a card that is cut into such.
     pub instance: Option<Instance>,
+}
+
+impl Take {
+    /// What was asked for, unrounded.
+    #[must_use]
+    pub fn as_wanted(want: &Want<'_>) -> Self {
+        Self {
+            memory: want.memory,
+            cores: want.cores,
+            extra: want.extra,
+            instance: None,
+        }
+    }
+
+    /// One slot and the amounts.
+    #[must_use]
+    pub fn usage(&self) -> CardUsage {
+        CardUsage {
+            slots: 1,
+            memory: self.memory,
+            cores: self.cores,
+            extra: self.extra,
+        }
+    }
 }
 
 /// A card that passed all checks.
@@ -196,14 +273,47 @@ pub struct FitContext<'a> {
     pub policy: &'a CardPolicy,
     /// When the container under test runs.
     pub role: ContainerRole,
-    /// Cards (positions on the node) given to earlier containers of this pod, with the role of each.
-    pub earlier: &'a [(ContainerRole, usize)],
+    /// What this pod has been given so far on the node, of all classes, in order.
+    pub earlier: &'a [Earlier],
+}
+
+/// A card given before to the pod under decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Earlier {
+    /// Position of the container in the pod.
+    pub container: u32,
+    /// When that container runs.
+    pub role: ContainerRole,
+    /// The card, position on the node.
+    pub position: usize,
+    /// What was given of it.
+    pub take: Take,
+}
+
+/// Where and when an allocation is written.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteContext<'a> {
+    /// The node.
+    pub node: &'a NodeName,
+    /// Seconds since 1970.
+    pub now_seconds: i64,
+    /// The node's cards; empty if the node is not known any more.
+    pub cards: &'a [Card],
+}
+
+impl WriteContext<'_> {
+    /// The card of this id.
+    #[must_use]
+    pub fn card(&self, id: &CardId) -> Option<&Card> {
+        self.cards.iter().find(|card| card.id == *id)
+    }
 }
 
 /// One device class. Every question has an answer from data; a class overrides what differs.
 ///
 /// The order of the questions for one card: health, cordon, [`Vendor::accepts`], NUMA, ids, slots, mutex,
-/// [`Vendor::resolve`], quota, memory, compute, exclusivity, [`Vendor::check`]. The first that fails is the reason.
+/// [`Vendor::resolve`], quota, memory, compute, exclusivity, further amounts, [`Vendor::check`], [`Vendor::joins`]. The first that fails is
+/// the reason. What `check` rounds up is compared again in every dimension.
 pub trait Vendor: Send + Sync + Debug {
     /// The class's fixed text.
     fn keyword(&self) -> &Keyword;
@@ -217,9 +327,21 @@ pub trait Vendor: Send + Sync + Debug {
     /// How its presence on a node is known.
     fn health(&self) -> HealthSource;
 
+    /// Whether our own node agent serves the class, so that no foreign plugin has to be kept in step on its nodes.
+    fn own_agent(&self) -> bool {
+        false
+    }
+
     /// Which node lock its foreign plugin needs.
     fn node_lock(&self) -> LockKind {
         LockKind::Shared
+    }
+
+    /// The amounts that the class counts besides slots, memory and compute, at most
+    /// [`EXTRA_AMOUNTS`](tessera_types::EXTRA_AMOUNTS): the position in this list is the position in [`Extras`]. The
+    /// names are those of [`Ask::extra`], and people read them in reasons ("AI CPUs").
+    fn extra_names(&self) -> &[&str] {
+        &[]
     }
 
     /// Which common checks apply.
@@ -243,6 +365,19 @@ pub trait Vendor: Send + Sync + Debug {
     fn serves(&self, card: &Card) -> bool {
         let _ = card;
         true
+    }
+
+    /// Where what the node says of a card contradicts what the class knows of it, as a clause. Such a card takes no new
+    /// work, and the clause is reported.
+    fn disagreement(&self, card: &Card) -> Option<String> {
+        let _ = card;
+        None
+    }
+
+    /// Environment variables through which the class's driver or plugin is told what a container may use. A container
+    /// with devices may not set them itself.
+    fn reserved_env(&self) -> &[&str] {
+        &[]
     }
 
     /// What `container` asks of the class; `None` if nothing.
@@ -272,6 +407,12 @@ pub trait Vendor: Send + Sync + Debug {
         common_accepts(card.card, want.selection)
     }
 
+    /// How many of the class's `cards` the ask means on a node that has these; as asked by default.
+    fn count_on(&self, ask: &Ask, cards: &[Card]) -> u32 {
+        let _ = cards;
+        ask.count
+    }
+
     /// Memory and compute that the ask means on this card.
     fn resolve(&self, card: &Card, ask: &Ask) -> (Mib, Cores) {
         (ask.memory.on(card.memory), ask.cores.min(WHOLE_CARD_CORES))
@@ -283,11 +424,25 @@ pub trait Vendor: Send + Sync + Debug {
     /// The reason against the card.
     fn check(&self, card: CardView<'_>, want: &Want<'_>, ctx: &FitContext<'_>) -> Result<Take, Reason> {
         let _ = (card, ctx);
-        Ok(Take {
-            memory: want.memory,
-            cores: want.cores,
-            instance: None,
-        })
+        Ok(Take::as_wanted(want))
+    }
+
+    /// Whether `added` may join what is on the card, by rules that no sum can say (modes and policies that exclude
+    /// each other). Asked in fitting, after all other checks, and again when the decision is booked, so that two
+    /// decisions made at the same time cannot break it. `card.usage` is what others hold, and in fitting also what the
+    /// pod's earlier containers do; `facts` are the pod's own, those of the others are in [`NodeState::tenants`].
+    ///
+    /// # Errors
+    /// The kind of reason against the card.
+    fn joins(
+        &self,
+        card: CardView<'_>,
+        added: CardUsage,
+        facts: &BTreeMap<String, String>,
+        node: &NodeState,
+    ) -> Result<(), ReasonKind> {
+        let _ = (card, added, facts, node);
+        Ok(())
     }
 
     /// Whether one container may get several devices of this card (hardware instances).
@@ -305,7 +460,7 @@ pub trait Vendor: Send + Sync + Debug {
     /// Which of the fitting cards (in order of examination, at least as many as asked for): indices into `fitting`.
     /// `None` refuses the node.
     fn choose(&self, fitting: &[Candidate<'_>], want: &Want<'_>, ctx: &FitContext<'_>) -> Option<Vec<usize>> {
-        let count = usize::try_from(want.ask.count).unwrap_or(usize::MAX);
+        let count = usize::try_from(want.count).unwrap_or(usize::MAX);
         if !self.gathers(want, ctx) {
             return (fitting.len() >= count).then(|| (0..count).collect());
         }
@@ -315,14 +470,34 @@ pub trait Vendor: Send + Sync + Debug {
         topology::best_set(fitting, count).map(|best| best.members)
     }
 
+    /// What is said beside the cards' own reasons when the cards found do not suffice: too few, or none of their sets
+    /// pleases [`Vendor::choose`] although all fitting ones were gathered.
+    fn conclude(
+        &self,
+        found: &[Given],
+        gathered: bool,
+        want: &Want<'_>,
+        ctx: &FitContext<'_>,
+        reasons: &mut Vec<Reason>,
+    ) {
+        let _ = ctx;
+        let numa_bind = want.selection.numa_bind && self.rules().numa;
+        common_conclusion(found.len(), gathered && numa_bind, want.count, reasons);
+    }
+
     /// What the class adds to a node's score; 0 by default. `policy` is the node policy in force.
-    fn node_score(&self, placed: &ClassAllocation, node: &NodeState, policy: NodePolicy) -> f64 {
-        let _ = (placed, node, policy);
+    fn node_score(&self, placed: &ClassAllocation, selection: &Selection, node: &NodeState, policy: NodePolicy) -> f64 {
+        let _ = (placed, selection, node, policy);
         0.0
     }
 
+    /// The word that stands for the class in a share of this card; plugins read it. The keyword by default.
+    fn written_as(&self, card: &Card) -> Keyword {
+        card.class.clone()
+    }
+
     /// What is written on the pod for this class. Empty if the allocation has nothing of the class.
-    fn annotations(&self, allocation: &Allocation, demand: &Demand) -> BTreeMap<String, String>;
+    fn annotations(&self, allocation: &Allocation, demand: &Demand, at: &WriteContext<'_>) -> BTreeMap<String, String>;
 
     /// What a pod's annotations say it was given. `None` if they say nothing about the class.
     ///
@@ -339,6 +514,20 @@ pub trait Vendor: Send + Sync + Debug {
         BTreeMap::new()
     }
 
+    /// A request by the common names in the class's own; `None` if the class cannot say it. By default one resource
+    /// for each, memory rounded up to the class's unit.
+    fn translate(&self, request: &Unified) -> Option<Vec<(String, u64)>> {
+        let names = self.names();
+        let mut own = vec![(names.count.clone()?, request.count)];
+        if let Some(mib) = request.memory_mib {
+            own.push((names.memory.clone()?, mib.div_ceil(names.factor())));
+        }
+        if let Some(cores) = request.cores {
+            own.push((names.cores.clone()?, cores));
+        }
+        Some(own)
+    }
+
     /// Changes one container at admission.
     ///
     /// # Errors
@@ -349,6 +538,27 @@ pub trait Vendor: Send + Sync + Debug {
         pod: &PodView,
         settings: &AdmitSettings,
     ) -> Result<Admit, RequestError>;
+}
+
+/// The reason beside the cards' own that most classes share: so many fit, but not enough of them.
+pub fn common_conclusion(found: usize, numa_split: bool, wanted: u32, reasons: &mut Vec<Reason>) {
+    let found_u32 = u32::try_from(found).unwrap_or(u32::MAX);
+    if numa_split && found_u32 >= wanted {
+        let mut reason = Reason::of(ReasonKind::NumaMismatch, None);
+        reason.count = found_u32;
+        reasons.push(reason);
+    }
+    if found > 0 {
+        let mut reason = Reason::short(
+            ReasonKind::TooFewFit,
+            None,
+            Dimension::Cards,
+            u64::from(wanted),
+            u64::from(found_u32),
+        );
+        reason.count = found_u32;
+        reasons.push(reason);
+    }
 }
 
 /// The rule for model and mode that most classes share: model lists match case-insensitively anywhere in the model's

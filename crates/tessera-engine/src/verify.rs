@@ -1,12 +1,15 @@
 //! Whether a decision still holds on the current state, card by card.
 
-use tessera_types::{CardUsage, Cores, Dimension, Reason, ReasonKind, WHOLE_CARD_CORES};
+use std::collections::BTreeMap;
+
+use tessera_types::{CardUsage, Cores, Dimension, Reason, ReasonKind, Share, WHOLE_CARD_CORES};
 
 use crate::booking::{Booking, effects};
-use crate::node::NodeState;
+use crate::fit::extra_short;
+use crate::node::{CardView, NodeState};
 use crate::quota::Quotas;
 use crate::snapshot::{BookingTable, NodeTable};
-use crate::vendor::Vendors;
+use crate::vendor::{Rules, Vendor, Vendors};
 use crate::world::{AssumeError, by_class};
 
 /// Checks `booking` against everything booked by other pods.
@@ -25,9 +28,9 @@ pub(crate) fn holds(
     }
     let own = bookings.get(uid);
     if own.is_some_and(|own| own.node == booking.node) {
-        on_node(&node.without(|other| other.pod.uid == *uid), booking)?;
+        on_node(vendors, &node.without(|other| other.pod.uid == *uid), booking)?;
     } else {
-        on_node(node, booking)?;
+        on_node(vendors, node, booking)?;
     }
     for (class, sum) in by_class(&booking.usage) {
         let Some(vendor) = vendors.get(class) else { continue };
@@ -64,7 +67,7 @@ fn over(wanted: u64, mine: u64, room: Option<i64>, dimension: Dimension) -> Resu
     )))
 }
 
-fn on_node(node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
+fn on_node(vendors: &Vendors, node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
     let cards = node.cards();
     for class in booking.allocation.classes.keys() {
         let Some(on_node) = node.class(class) else {
@@ -75,8 +78,9 @@ fn on_node(node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
             return Err(AssumeError::ClassClosed { node, class, cause });
         }
     }
-    for (_, share) in booking.allocation.shares() {
-        if !cards.iter().any(|card| card.id == share.card) {
+    for (class, containers) in &booking.allocation.classes {
+        let gone = |share: &&Share| !cards.iter().any(|card| card.id == share.card && card.class == *class);
+        if let Some(share) = containers.iter().flatten().find(gone) {
             return Err(AssumeError::CardGone(share.card.clone()));
         }
     }
@@ -127,8 +131,18 @@ fn on_node(node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
                 free,
             ));
         }
-        let mut shares = booking.allocation.shares().filter(|(_, share)| share.card == card.id);
-        if exclusive(used.usage, card.cores, &mut shares) {
+        let vendor = vendors.get(&card.class);
+        if let (Some(vendor), Some(short)) = (vendor, sum.extra.exceeds(card.extra)) {
+            return taken(extra_short(vendor, card, short, effect.usage.extra, used.usage.extra));
+        }
+        let of_class = booking.allocation.classes.get(&card.class);
+        let mut shares = of_class
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|share| share.card == card.id);
+        let rules = vendor.map(Vendor::rules).unwrap_or_default();
+        if exclusive(rules, used.usage, card.cores, &mut shares) {
             return taken(Reason::of(ReasonKind::ExclusiveConflict, id()));
         }
         let overlaps = effect.instances.iter().any(|mine| {
@@ -139,18 +153,36 @@ fn on_node(node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
         if overlaps {
             return taken(Reason::of(ReasonKind::NoPlacement, id()));
         }
+        let twin_in_use = card.twin.is_some()
+            && cards
+                .iter()
+                .zip(node.usage())
+                .any(|(other, used)| used.usage.slots > 0 && other.class != card.class && other.twin == card.twin);
+        if twin_in_use {
+            return taken(Reason::of(ReasonKind::ExclusiveConflict, id()));
+        }
+        if let Some(vendor) = vendor {
+            let view = CardView {
+                position: at,
+                card,
+                usage: used.usage,
+                instances: &used.instances,
+                reusable: &[],
+            };
+            let none = BTreeMap::new();
+            let facts = booking.facts.get(&card.class).unwrap_or(&none);
+            if let Err(kind) = vendor.joins(view, effect.usage, facts, node) {
+                return taken(Reason::of(kind, id()));
+            }
+        }
     }
     Ok(())
 }
 
 /// A whole card is wanted and others are on it, or others have all its compute and a share without a claim is wanted.
-fn exclusive<'a>(
-    used: CardUsage,
-    total: Cores,
-    shares: &mut impl Iterator<Item = (usize, &'a tessera_types::Share)>,
-) -> bool {
-    shares.any(|(_, share)| {
-        (total == WHOLE_CARD_CORES && share.cores == WHOLE_CARD_CORES && used.slots > 0)
-            || (share.cores == Cores::ZERO && total != Cores::ZERO && used.cores == total)
+fn exclusive<'a>(rules: Rules, used: CardUsage, total: Cores, shares: &mut impl Iterator<Item = &'a Share>) -> bool {
+    shares.any(|share| {
+        (rules.whole_alone && total == WHOLE_CARD_CORES && share.cores == WHOLE_CARD_CORES && used.slots > 0)
+            || (rules.exhausted && share.cores == Cores::ZERO && total != Cores::ZERO && used.cores == total)
     })
 }

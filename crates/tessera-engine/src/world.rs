@@ -15,7 +15,7 @@ use crate::decide::demand_of;
 use crate::error::{AllocationProblem, NodeProblem};
 use crate::node::{NodeFacts, NodeState, Nomination, recount};
 use crate::observe::{derive, facts, input_hash, no_facts};
-use crate::quota::Quotas;
+use crate::quota::{self, Quotas};
 use crate::snapshot::{BookingTable, NodeTable, Snapshot};
 use crate::vendor::Vendors;
 use crate::verify;
@@ -106,6 +106,8 @@ pub struct Assumption<'a> {
     pub allocation: Arc<Allocation>,
     /// The pod's priority.
     pub priority: i32,
+    /// What the demand says for the pod's neighbours.
+    pub facts: &'a BTreeMap<Keyword, BTreeMap<String, String>>,
     /// Seconds since 1970.
     pub now: i64,
     /// When it is void unless confirmed.
@@ -211,6 +213,12 @@ impl World {
             nominations: BTreeMap::new(),
             version: 0,
         }
+    }
+
+    /// The device classes.
+    #[must_use]
+    pub fn vendors(&self) -> &Arc<Vendors> {
+        &self.vendors
     }
 
     /// How long an allocation written on a pod that is not bound holds its cards. 120 seconds unless set; longer than
@@ -412,7 +420,7 @@ impl World {
             since: Some(assumption.now),
             deleting: false,
             closures: Vec::new(),
-            facts: BTreeMap::new(),
+            facts: assumption.facts.clone(),
         };
         if let Some(bound) = self.records.get(uid).and_then(|record| record.derived.as_ref())
             && bound.state == BookingState::Bound
@@ -539,16 +547,16 @@ impl World {
     /// Takes one `ResourceQuota`'s `spec.hard`. Returns whether anything changed.
     pub fn set_quota(&mut self, namespace: &str, object: &str, hard: &BTreeMap<String, Quantity>) -> bool {
         let vendors = Arc::clone(&self.vendors);
-        let counted = |name: &str| {
-            vendors.iter().any(|vendor| {
-                let names = vendor.names();
-                [&names.memory, &names.cores]
-                    .into_iter()
-                    .flatten()
-                    .any(|counted| counted == name)
+        let counted = |name: &str, quantity: &Quantity| {
+            vendors.iter().map(|vendor| vendor.names()).find_map(|names| {
+                if names.memory.as_deref() == Some(name) {
+                    Some(names.memory_limit(quantity))
+                } else {
+                    (names.cores.as_deref() == Some(name)).then(|| quota::whole(quantity))
+                }
             })
         };
-        let changed = Arc::make_mut(&mut self.quotas).set(namespace, object, hard, counted);
+        let changed = Arc::make_mut(&mut self.quotas).set_counted(namespace, object, hard, counted);
         self.version += u64::from(changed);
         changed
     }
@@ -812,7 +820,7 @@ fn charge(vendors: &Vendors, quotas: &mut Quotas, booking: &Booking, add: bool) 
 /// The usage of a pod, summed by class.
 pub(crate) fn by_class(usage: &PodUsage) -> BTreeMap<&Keyword, CardUsage> {
     let mut sums: BTreeMap<&Keyword, CardUsage> = BTreeMap::new();
-    for (class, amount) in usage.0.values() {
+    for (_, (class, amount)) in &usage.0 {
         let sum = sums.entry(class).or_default();
         *sum = sum.plus(*amount);
     }

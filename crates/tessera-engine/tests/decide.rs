@@ -22,7 +22,9 @@ fn text_for(world: &World, pod: &PodView) -> Result<String, String> {
     let demand = demand(&engine, pod);
     let decision = engine.decide(&world.snapshot(), &demand, Candidates::All);
     match decision.winner() {
-        Some(fit) => Ok(engine.annotations(&fit.node, &fit.allocation, &demand, 5)[keys::NVIDIA_ALLOCATED].clone()),
+        Some(fit) => {
+            Ok(engine.annotations(&fit.allocation, &demand, &at(&fit.node, 5))[keys::NVIDIA_ALLOCATED].clone())
+        }
         None => Err(text::hami_node(&decision.refused[0].1)),
     }
 }

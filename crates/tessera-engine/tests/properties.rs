@@ -342,7 +342,7 @@ mod topology {
     use super::*;
     use std::sync::Arc;
     use tessera_engine::{Candidate, Take, topology};
-    use tessera_types::{Card, CardId, CardMode, Cores, Keyword, Mib};
+    use tessera_types::{Card, CardId, CardMode, Cores, Extras, Keyword, Mib};
 
     fn cards(scores: &[i64], n: usize) -> Vec<Card> {
         let id = |at: usize| CardId::new(format!("GPU-{at:02}")).unwrap();
@@ -354,6 +354,7 @@ mod topology {
                 slots: 1,
                 memory: Mib::new(1),
                 cores: Cores::new(100),
+                extra: Extras::NONE,
                 model: Arc::from("NVIDIA"),
                 numa: i32::try_from(at % 2).unwrap(),
                 mode: CardMode::default(),
@@ -363,6 +364,7 @@ mod topology {
                     .filter(|peer| *peer != at)
                     .map(|peer| (id(peer), scores[(at.min(peer) * n + at.max(peer)) % scores.len()]))
                     .collect(),
+                twin: None,
                 custom: BTreeMap::new(),
             })
             .collect()
@@ -371,8 +373,7 @@ mod topology {
     fn candidates(cards: &[Card]) -> Vec<Candidate<'_>> {
         let take = Take {
             memory: Mib::new(1),
-            cores: Cores::ZERO,
-            instance: None,
+            ..Take::default()
         };
         cards
             .iter()

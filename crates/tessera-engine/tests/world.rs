@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::*;
 use serde_json::json;
 use tessera_engine::{AssumeError, Assumption, PodProblem, Preemptor, World};
@@ -192,6 +194,7 @@ fn two_decisions_on_one_snapshot_cannot_take_the_same_share() {
         node: &winner.node,
         allocation: winner.allocation.clone(),
         priority: 0,
+        facts: &BTreeMap::new(),
         now: 1,
         expires_at: 91,
     };

@@ -182,6 +182,14 @@ pub struct SchedulerArgs {
     #[arg(long = "log-format", value_enum, default_value_t)]
     pub log_format: LogFormat,
 
+    /// Serve the chips of the configuration's `vnpus` section (Huawei Ascend).
+    #[arg(long = "enable-ascend", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub enable_ascend: bool,
+
+    /// Serve the chips of the configuration's `iluvatars` section.
+    #[arg(long = "enable-iluvatar", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub enable_iluvatar: bool,
+
     #[command(flatten)]
     refused: RefusedArgs,
 }
@@ -191,10 +199,6 @@ pub struct SchedulerArgs {
 struct RefusedArgs {
     #[arg(long = "profiling", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     profiling: Option<bool>,
-    #[arg(long = "enable-ascend", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    enable_ascend: Option<bool>,
-    #[arg(long = "enable-iluvatar", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    enable_iluvatar: Option<bool>,
     #[arg(long = "kube-timeout", hide = true)]
     kube_timeout: Option<u64>,
     #[arg(long = "default-mem", hide = true)]
@@ -293,6 +297,15 @@ pub enum ArgsError {
 }
 
 impl SchedulerArgs {
+    /// Which classes are on besides what the device configuration says.
+    #[must_use]
+    pub fn classes(&self) -> tessera_vendors::Options {
+        tessera_vendors::Options {
+            ascend: self.enable_ascend,
+            iluvatar: self.enable_iluvatar,
+        }
+    }
+
     /// Refuses what cannot work or would have no effect.
     ///
     /// # Errors
@@ -368,15 +381,12 @@ impl RefusedArgs {
         const VENDOR: &str = "names of this class come from device-config.yaml (--device-config-file); set it there";
         const LOG: &str = "logs go to standard error; use -v for the level and --log-format for the form";
         const DEFAULTS: &str = "defaults come from device-config.yaml (defaultMemory, defaultCores, defaultGPUNum)";
-        const CLASS: &str = "this version has no such device class";
         let wanted = [
             (
                 "profiling",
                 self.profiling == Some(true),
                 "there is no profiling endpoint; see /metrics on the metrics port",
             ),
-            ("enable-ascend", self.enable_ascend == Some(true), CLASS),
-            ("enable-iluvatar", self.enable_iluvatar == Some(true), CLASS),
             (
                 "kube-timeout",
                 self.kube_timeout.is_some_and(|seconds| seconds > 0),
@@ -618,7 +628,6 @@ mod tests {
     fn a_flag_without_effect_is_refused_by_name() {
         for (flag, name) in [
             ("--profiling", "--profiling"),
-            ("--enable-ascend", "--enable-ascend"),
             ("--default-mem=3000", "--default-mem"),
             ("--dcu-name=other.com/x", "--dcu-name"),
             ("--vmodule=score=5", "--vmodule"),

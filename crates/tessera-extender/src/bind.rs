@@ -4,14 +4,15 @@
 //! lost is found out by reading the pod, and what was assumed is given back only when it is known that the pod
 //! is not bound.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tessera_engine::{AssumeError, LockKind, text};
+use tessera_engine::{AssumeError, LockKind, NodeState, Snapshot, WriteContext, text};
 use tessera_kube::books::Wanted;
 use tessera_kube::writes::{bind_pod, patch_pod, read_pod};
 use tessera_kube::{ApiError, ApiErrorKind};
-use tessera_types::{NodeName, PodId, PodUid};
+use tessera_types::{Allocation, Demand, NodeName, PodId, PodUid};
 use tessera_wire::extender::{BindArgs, BindResult};
 use tessera_wire::keys::{self, events};
 use tessera_wire::node_lock::LockOwner;
@@ -132,6 +133,7 @@ impl App {
                 node: node.clone(),
                 allocation: Arc::clone(&placed.allocation),
                 priority: pod.priority,
+                facts: demand.facts.clone(),
                 decided_at: at,
             };
             match self
@@ -145,7 +147,7 @@ impl App {
                 // Lost to a request that came between; if nothing fits any more, the next round says so.
                 Err(error) => lost = Some(error),
                 Ok(()) => {
-                    let new = self.engine.annotations(&node, &placed.allocation, &demand, at);
+                    let new = self.written(&view.snapshot, &node, &placed.allocation, &demand, at);
                     debug_assert_eq!(*uid, pod.id.uid);
                     return Ok(Some(self.promise(Promise {
                         stale: self.stale_keys(&pod.annotations, &new),
@@ -161,7 +163,9 @@ impl App {
             }
         }
         let why = lost.map_or_else(String::new, |error| format!(": {error}"));
-        Err(format!("other pods took the cards of node {node} while this one was being placed{why}"))
+        Err(format!(
+            "other pods took the cards of node {node} while this one was being placed{why}"
+        ))
     }
 
     async fn carry_out(&self, promise: &Promise) -> Result<(), ApiError> {
@@ -171,19 +175,22 @@ impl App {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
         };
-        let mut taken: Vec<&str> = Vec::new();
+        let mut taken: Vec<(&Lock, Option<String>)> = Vec::new();
         let outcome = async {
-            for key in &locks {
-                self.lock(promise, key, &owner).await?;
-                taken.push(key);
+            for lock in &locks {
+                taken.push((lock, self.lock(promise, lock, &owner).await?));
             }
             let mut values = patch::phase(keys::PHASE_ALLOCATING, Some(now()));
             values.insert(keys::TESSERA_SCHEDULER.to_owned(), crate::VERSION.to_owned());
             if !promise.written {
-                values.extend(
-                    self.engine
-                        .annotations(&promise.node, &promise.allocation, &promise.demand, promise.at),
-                );
+                let view = self.books.view();
+                values.extend(self.written(
+                    &view.snapshot,
+                    &promise.node,
+                    &promise.allocation,
+                    &promise.demand,
+                    promise.at,
+                ));
             }
             let stale: &[String] = if promise.written { &[] } else { &promise.stale };
             patch_pod(
@@ -211,8 +218,13 @@ impl App {
             other => other,
         };
         if outcome.is_err() {
-            for key in taken {
-                if let Err(error) = self.cluster.locks.release(promise.node.as_str(), key, &owner).await {
+            for (lock, value) in taken {
+                let (locks, node) = (&self.cluster.locks, promise.node.as_str());
+                let released = match value {
+                    Some(value) => locks.release_timed(node, lock.key(), &value).await,
+                    None => locks.release(node, lock.key(), &owner).await,
+                };
+                if let Err(error) = released {
                     tracing::warn!(node = %promise.node, error = %error, "Could not give back a node lock; it lapses by itself.");
                 }
             }
@@ -247,39 +259,85 @@ impl App {
         self.books.forget(uid.clone()).await;
     }
 
-    /// The node locks to take, in order; none where our own agent serves.
-    fn locks(&self, promise: &Promise) -> Vec<String> {
-        if self.books.view().own_agents.contains(&promise.node) {
-            return Vec::new();
-        }
-        let mut keys: Vec<String> = Vec::new();
-        for class in promise.demand.classes() {
-            let key = match self.engine.vendors().get(&class).map(|vendor| vendor.node_lock()) {
-                Some(LockKind::Shared) => keys::NODE_LOCK.to_owned(),
-                Some(LockKind::Own(key)) => key,
-                Some(LockKind::None) | None => continue,
-            };
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
-        keys
+    /// What a placed pod is given as annotations.
+    pub(crate) fn written(
+        &self,
+        snapshot: &Snapshot,
+        node: &NodeName,
+        allocation: &Allocation,
+        demand: &Demand,
+        at: i64,
+    ) -> BTreeMap<String, String> {
+        let cards = snapshot.node(node.as_str()).map_or(&[][..], NodeState::cards);
+        let context = WriteContext {
+            node,
+            now_seconds: at,
+            cards,
+        };
+        self.engine.annotations(allocation, demand, &context)
     }
 
-    async fn lock(&self, promise: &Promise, key: &str, owner: &LockOwner) -> Result<(), ApiError> {
+    /// The node locks to take, in order; none for a class that our own agent serves on the node.
+    fn locks(&self, promise: &Promise) -> Vec<Lock> {
+        let own_node = self.books.view().own_agents.contains(&promise.node);
+        let mut locks: Vec<Lock> = Vec::new();
+        for class in promise.demand.classes() {
+            let Some(vendor) = self.engine.vendors().get(&class) else {
+                continue;
+            };
+            if own_node && vendor.own_agent() {
+                continue;
+            }
+            let lock = match vendor.node_lock() {
+                LockKind::Shared => Lock::Owned(keys::NODE_LOCK.to_owned()),
+                LockKind::Own(key) => Lock::Owned(key),
+                LockKind::Timed { key, lapses_seconds } => Lock::Timed(key, lapses_seconds),
+                LockKind::None => continue,
+            };
+            if !locks.iter().any(|other| other.key() == lock.key()) {
+                locks.push(lock);
+            }
+        }
+        locks
+    }
+
+    /// Takes one lock. Answers its value if that is all that says whose it is.
+    async fn lock(&self, promise: &Promise, lock: &Lock, owner: &LockOwner) -> Result<Option<String>, ApiError> {
         let patience = if promise.gang {
             self.settings.lock_retry
         } else {
             Duration::ZERO
         };
         let end = Instant::now() + patience;
+        let (locks, node) = (&self.cluster.locks, promise.node.as_str());
         loop {
-            match self.cluster.locks.acquire(promise.node.as_str(), key, owner).await {
+            let taken = match lock {
+                Lock::Owned(key) => locks.acquire(node, key, owner).await.map(|()| None),
+                Lock::Timed(key, lapses) => locks.acquire_timed(node, key, *lapses).await.map(Some),
+            };
+            match taken {
                 Err(error) if error.kind() == ApiErrorKind::Refused && Instant::now() + LOCK_RETRY < end => {
                     tokio::time::sleep(LOCK_RETRY).await;
                 }
                 other => return other,
             }
+        }
+    }
+}
+
+/// A lock to take on the node.
+#[derive(Debug)]
+enum Lock {
+    /// Its value names the pod.
+    Owned(String),
+    /// Its value is a bare moment; lapses after so many seconds.
+    Timed(String, u32),
+}
+
+impl Lock {
+    fn key(&self) -> &str {
+        match self {
+            Self::Owned(key) | Self::Timed(key, _) => key,
         }
     }
 }

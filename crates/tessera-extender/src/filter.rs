@@ -107,6 +107,7 @@ impl App {
                 node: fit.node.clone(),
                 allocation: Arc::clone(&fit.allocation),
                 priority: pod.priority,
+                facts: demand.facts.clone(),
                 decided_at: at,
             };
             let gang = pod.pod_group.is_some();
@@ -116,7 +117,7 @@ impl App {
                 // Another request took the share between the decision and now.
                 Ok(Err(error)) => lost = Some(error),
                 Ok(Ok(())) => {
-                    let new = self.engine.annotations(&fit.node, &fit.allocation, &demand, at);
+                    let new = self.written(&view.snapshot, &fit.node, &fit.allocation, &demand, at);
                     let mut promise = Promise {
                         node: fit.node.clone(),
                         allocation: Arc::clone(&fit.allocation),

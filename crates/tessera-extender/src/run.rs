@@ -142,7 +142,7 @@ impl Listeners {
 pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let config = load_config(&args.device_config)?;
-    let vendors = tessera_vendors::from_config(&config);
+    let vendors = tessera_vendors::from_config_with(&config, &args.classes());
     if vendors.is_empty() {
         bail!(
             "the device configuration `{}` switches no device class on; add a section such as `nvidia: {{}}`",
@@ -513,7 +513,7 @@ mod tests {
             "{text}"
         );
 
-        let config = file("empty.yaml", "kunlun: {}\n");
+        let config = file("empty.yaml", "iluvatars: []\n");
         let text = fails(&[&format!("--device-config-file={config}")]).await;
         assert!(text.contains("switches no device class on"), "{text}");
 

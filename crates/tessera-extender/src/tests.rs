@@ -68,6 +68,7 @@ impl Fixture {
     async fn with(options: Options, answer: impl Fn(&Sent) -> Reply + Send + Sync + 'static) -> Self {
         let mut config = DeviceConfig::default();
         config.nvidia.get_or_insert_default();
+        config.cambricon.get_or_insert_default();
         let vendors = tessera_vendors::from_config(&config);
         let stop = CancellationToken::new();
         let (books, inputs, keeper) = books::open(Arc::clone(&vendors), SteadyClock::default(), stop.clone());
@@ -233,6 +234,60 @@ async fn a_pod_costs_one_patch_and_one_binding() {
     assert_eq!(annotations["tessera.dev/scheduler"], crate::VERSION);
     assert_eq!(binding.body["metadata"]["uid"], "uid-a");
     assert_eq!(binding.body["target"]["name"], "n1");
+}
+
+#[tokio::test]
+async fn our_agent_on_a_node_does_not_stand_in_for_another_makers_plugin() {
+    let fixture = Fixture::new(|sent| match (sent.method.as_str(), sent.path.as_str()) {
+        ("GET", "/api/v1/nodes/n1") => {
+            Reply::Object(json!({"metadata": {"name": "n1", "resourceVersion": "7", "annotations": {}}}))
+        }
+        (_, "/api/v1/nodes/n1") => {
+            Reply::Object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}))
+        }
+        _ => ok(sent),
+    })
+    .await;
+    let card =
+        json!([{"id": "GPU-a", "count": 10, "devmem": 8000, "devcore": 100, "type": "NVIDIA A100", "health": true}]);
+    let pools = json!({"cambricon.com/mlu.smlu.vcore": "100", "cambricon.com/mlu.smlu.vmemory": "90"});
+    let node = json!({
+        "metadata": {"name": "n1", "annotations": {
+            "tessera.dev/agent": "test", "hami.io/node-nvidia-register": card.to_string()}},
+        "status": {"capacity": pools, "allocatable": pools},
+    });
+    fixture.send(Input::Node(Change::Applied(trimmed(&node)))).await;
+    while fixture.books.view().snapshot.node("n1").is_none() {
+        tokio::task::yield_now().await;
+    }
+    fixture.filter(&pod("a", 3000), &["n1"]).await;
+    assert_eq!(fixture.bind("a", "n1").await, "");
+    assert!(
+        !lines(&fixture.log).contains(&"PATCH /api/v1/nodes/n1".to_owned()),
+        "our agent needs no lock"
+    );
+
+    let mut mlu = pod("m", 0);
+    mlu["spec"]["containers"][0]["resources"]["limits"] = json!({"cambricon.com/vmlu": "1", "cambricon.com/mlu.smlu.vmemory": "20", "cambricon.com/mlu.smlu.vcore": "10"});
+    let answer = fixture.filter(&mlu, &["n1"]).await;
+    assert_eq!(answer["NodeNames"], json!(["n1"]), "{answer}");
+    assert_eq!(fixture.bind("m", "n1").await, "");
+    let writes = fixture.log.writes();
+    let [lock, patch, binding] = &writes[writes.len() - 3..] else {
+        panic!("{:?}", lines(&fixture.log));
+    };
+    assert_eq!(
+        lock.path, "/api/v1/nodes/n1",
+        "the lock comes before what the plugin reads"
+    );
+    assert_eq!(lock.body["metadata"]["resourceVersion"], "7");
+    let value = lock.body["metadata"]["annotations"]["cambricon.com/dsmlu.lock"]
+        .as_str()
+        .unwrap();
+    assert!(!value.contains(','), "a bare moment: {value}");
+    let annotations = &patch.body["metadata"]["annotations"];
+    assert_eq!(annotations["CAMBRICON_DSMLU_PROFILE"], "0_10_20");
+    assert!(binding.path.ends_with("/pods/m/binding"));
 }
 
 #[tokio::test]

@@ -14,12 +14,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tessera_engine::{AssumeError, Assumption, Snapshot, Vendors, World};
-use tessera_types::{Allocation, ContainerRole, NodeName, PodId, PodUid};
+use tessera_types::{Allocation, ContainerRole, Keyword, NodeName, PodId, PodUid};
 use tessera_wire::{NodeView, PodView, keys};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::{Agents, NOT_READY};
+use crate::heartbeat::{Heartbeats, Turn};
 use crate::objects::{Kind, QuotaView, Trimmed};
 use crate::watch::Change;
 
@@ -86,6 +88,8 @@ pub struct Wanted {
     pub allocation: Arc<Allocation>,
     /// The pod's priority.
     pub priority: i32,
+    /// What the demand says for the pod's neighbours on a card.
+    pub facts: BTreeMap<Keyword, BTreeMap<String, String>>,
     /// When it was decided, Unix seconds by this machine's wall clock: kube-scheduler, which tells in the same
     /// clock when an attempt failed, runs beside us.
     pub decided_at: i64,
@@ -224,6 +228,8 @@ pub fn open(
         pods: Listing::default(),
         nodes: Listing::default(),
         quotas: Listing::default(),
+        heartbeats: Heartbeats::default(),
+        agents: Agents::default(),
         own_agents: Arc::default(),
         problems: Arc::default(),
         expired: 0,
@@ -299,6 +305,8 @@ struct Keeper {
     pods: Listing<PodUid>,
     nodes: Listing<String>,
     quotas: Listing<(String, String)>,
+    heartbeats: Heartbeats,
+    agents: Agents,
     own_agents: Arc<HashSet<NodeName>>,
     problems: Arc<BTreeMap<String, String>>,
     expired: u64,
@@ -351,6 +359,7 @@ impl Keeper {
                     node: &wanted.node,
                     allocation: Arc::clone(&wanted.allocation),
                     priority: wanted.priority,
+                    facts: &wanted.facts,
                     now: wanted.decided_at,
                     expires_at: self.clock.now().saturating_add(seconds),
                 });
@@ -397,6 +406,9 @@ impl Keeper {
                 self.pods.see(&uid);
                 self.note_problem(&object);
                 if let Ok(pod) = &object.view {
+                    if let Some(node) = self.agents.see(pod) {
+                        self.judge_agent(&node);
+                    }
                     let change = self.world.set_pod(pod);
                     self.freed += u64::from(change.frees);
                     let trouble = (!change.problems.is_empty()).then(|| {
@@ -414,11 +426,11 @@ impl Keeper {
                 let Ok(uid) = PodUid::new(object.uid()) else { return };
                 self.pods.drop(&uid);
                 self.set_problem(format!("pod {}", object.display_name()), None);
-                self.freed += u64::from(self.world.remove_pod(&uid));
+                self.remove_pod(&uid);
             }
             Change::Complete => {
                 for uid in self.pods.finish() {
-                    self.freed += u64::from(self.world.remove_pod(&uid));
+                    self.remove_pod(&uid);
                 }
             }
         }
@@ -441,7 +453,13 @@ impl Keeper {
                         each.collect::<Vec<_>>().join("; ")
                     });
                     self.set_problem(format!("node {}", object.display_name()), trouble);
-                    self.set_agent(&node.name, node.annotations.contains_key(keys::TESSERA_AGENT));
+                    let own_agent = node.annotations.contains_key(keys::TESSERA_AGENT);
+                    self.set_agent(&node.name, own_agent);
+                    let now = self.clock.now();
+                    let vendors = Arc::clone(self.world.vendors());
+                    let turns = self.heartbeats.see(&vendors, node, own_agent, now);
+                    self.take_turns(turns);
+                    self.judge_agent(&node.name);
                 }
             }
             Change::Gone(object) => {
@@ -461,7 +479,49 @@ impl Keeper {
         self.world.remove_node(name);
         if let Ok(name) = NodeName::new(name) {
             self.set_agent(&name, false);
+            self.heartbeats.forget(&name);
+            self.agents.drop_node(&name);
         }
+    }
+
+    fn remove_pod(&mut self, uid: &PodUid) {
+        self.freed += u64::from(self.world.remove_pod(uid));
+        if let Some(node) = self.agents.drop_pod(uid) {
+            self.judge_agent(&node);
+        }
+    }
+
+    /// Closes the classes that our agent serves on a node while it is down there.
+    fn judge_agent(&mut self, node: &NodeName) {
+        let Some(down) = self.agents.turned(node, self.own_agents.contains(node)) else {
+            return;
+        };
+        let turns = self
+            .world
+            .vendors()
+            .iter()
+            .filter(|vendor| vendor.own_agent())
+            .map(|vendor| Turn {
+                node: node.clone(),
+                class: vendor.keyword().clone(),
+                cause: down.then(|| NOT_READY.to_owned()),
+            })
+            .collect();
+        self.take_turns(turns);
+    }
+
+    /// Closes what went silent and opens what spoke again. Returns whether anything changed.
+    fn take_turns(&mut self, turns: Vec<Turn>) -> bool {
+        let mut changed = false;
+        for Turn { node, class, cause } in turns {
+            match &cause {
+                Some(cause) => tracing::warn!(%node, %class, %cause, "No new work goes to the class on this node."),
+                None => tracing::info!(%node, %class, "The class on this node takes work again."),
+            }
+            self.freed += u64::from(cause.is_none());
+            changed |= self.world.set_class_closed(node.as_str(), &class, cause);
+        }
+        changed
     }
 
     fn apply_quota(&mut self, change: Change<QuotaView>) {
@@ -524,8 +584,14 @@ impl Keeper {
     }
 
     fn expire(&mut self) {
-        let expired = self.world.expire(self.clock.now());
+        let now = self.clock.now();
+        let turns = self.heartbeats.tick(now);
+        let turned = self.take_turns(turns);
+        let expired = self.world.expire(now);
         if expired.is_empty() {
+            if turned {
+                self.publish();
+            }
             return;
         }
         for pod in &expired {
@@ -565,5 +631,105 @@ impl Keeper {
             *freed = self.freed;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tessera_wire::config::DeviceConfig;
+
+    use super::*;
+
+    struct Desk {
+        books: Books,
+        inputs: mpsc::Sender<Input>,
+    }
+
+    impl Desk {
+        fn open() -> Self {
+            let config = DeviceConfig::from_yaml("nvidia: {}\nvastai: {resourceCountName: vastaitech.com/va}").unwrap();
+            let vendors = tessera_vendors::from_config(&config);
+            let (books, inputs, keeper) = open(vendors, SteadyClock::default(), CancellationToken::new());
+            tokio::spawn(keeper);
+            Self { books, inputs }
+        }
+
+        async fn node(&self, agent: bool) {
+            let card = |id: &str, kind: &str| {
+                json!([{"id": id, "count": 4, "devmem": 1000, "devcore": 100, "type": kind, "health": true}])
+                    .to_string()
+            };
+            let mut node = json!({"metadata": {"name": "n", "uid": "n", "annotations": {
+                "hami.io/node-nvidia-register": card("a", "NVIDIA"), "hami.io/node-va-register": card("b", "Vastai")}}});
+            if agent {
+                node["metadata"]["annotations"][keys::TESSERA_AGENT] = json!("1");
+            }
+            let object = Box::new(serde_json::from_value(node).unwrap());
+            self.inputs.send(Input::Node(Change::Applied(object))).await.unwrap();
+        }
+
+        async fn agent(&self, ready: bool) {
+            let object = Box::new(serde_json::from_value(agent_pod(ready)).unwrap());
+            self.inputs.send(Input::Pod(Change::Applied(object))).await.unwrap();
+        }
+
+        /// The causes for which classes are closed, once they are as expected; else what they stayed at.
+        async fn closed(&self, expected: &[(&str, bool)]) {
+            let seen = || {
+                let view = self.books.view();
+                let node = view.snapshot.node("n").cloned();
+                let classes = node.iter().flat_map(|node| node.classes().to_vec()).collect::<Vec<_>>();
+                classes
+                    .iter()
+                    .map(|class| (class.class.to_string(), class.closed.is_some()))
+                    .collect::<Vec<_>>()
+            };
+            let wanted: Vec<(String, bool)> = expected
+                .iter()
+                .map(|(class, closed)| ((*class).to_owned(), *closed))
+                .collect();
+            for _ in 0..10_000 {
+                if seen() == wanted {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(seen(), wanted);
+        }
+    }
+
+    fn agent_pod(ready: bool) -> Value {
+        let ready = if ready { "True" } else { "False" };
+        json!({"metadata": {"name": "agent", "namespace": "t", "uid": "agent", "labels": {"tessera.dev/component": "agent"}},
+            "spec": {"nodeName": "n", "containers": [{"name": "agent"}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    #[tokio::test]
+    async fn a_class_of_our_agent_is_closed_while_the_agents_pod_is_not_ready() {
+        let desk = Desk::open();
+        desk.node(true).await;
+        desk.closed(&[("NVIDIA", false), ("Vastai", false)]).await;
+        desk.agent(false).await;
+        desk.closed(&[("NVIDIA", true), ("Vastai", false)]).await;
+        let freed = desk.books.view().freed;
+        desk.agent(true).await;
+        desk.closed(&[("NVIDIA", false), ("Vastai", false)]).await;
+        assert!(desk.books.view().freed > freed, "waiting pods are woken");
+        let gone = Box::new(serde_json::from_value(agent_pod(true)).unwrap());
+        desk.inputs.send(Input::Pod(Change::Gone(gone))).await.unwrap();
+        desk.closed(&[("NVIDIA", true), ("Vastai", false)]).await;
+        // A foreign plugin takes the node over.
+        desk.node(false).await;
+        desk.closed(&[("NVIDIA", false), ("Vastai", false)]).await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_seen_before_its_node_counts_when_the_node_comes() {
+        let desk = Desk::open();
+        desk.agent(false).await;
+        desk.node(true).await;
+        desk.closed(&[("NVIDIA", true), ("Vastai", false)]).await;
     }
 }

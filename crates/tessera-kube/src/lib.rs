@@ -5,9 +5,11 @@
 //! [`events`] what is told to people, [`lock`] the node lock for plugins of other makers, [`lease`] who leads.
 //! Nothing here decides where a pod goes.
 
+mod agents;
 pub mod api;
 pub mod books;
 pub mod events;
+mod heartbeat;
 pub mod lease;
 pub mod lock;
 pub mod objects;

@@ -12,7 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tessera_wire::NodeView;
-use tessera_wire::node_lock::{self, LockOwner, LockStep, NodeLock, OwnerState, Release};
+use tessera_wire::node_lock::{self, LockOwner, LockStep, NodeLock, OwnerState, Release, TimedStep};
 
 use crate::api::{ApiError, ApiErrorKind, REQUEST_TIME, timed};
 use crate::objects::Trimmed;
@@ -103,6 +103,58 @@ impl NodeLocks {
             match node_lock::release(current.as_deref(), me) {
                 Release::Nothing | Release::NotMine => return Ok(()),
                 Release::Remove => {}
+            }
+            match self.write(node, key, &version, Value::Null).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == ApiErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApiError::refused(
+            format!("unlocking node {node}"),
+            "the node changed at every try",
+        ))
+    }
+
+    /// Takes the lock `key` of `node`, whose value is the bare moment of locking and lapses after `lapses_seconds`.
+    /// Answers the value, which [`NodeLocks::release_timed`] needs: the text itself does not say whose it is.
+    ///
+    /// # Errors
+    /// Somebody holds it, or the server does not answer.
+    pub async fn acquire_timed(&self, node: &str, key: &str, lapses_seconds: u32) -> Result<String, ApiError> {
+        let doing = || format!("locking node {node}");
+        let lapses = i64::from(lapses_seconds);
+        for attempt in 0..TRIES {
+            backoff(attempt).await;
+            let (current, version) = self.read(node, key).await?;
+            let now = Timestamp::now().as_second();
+            match node_lock::decide_timed(current.as_deref(), now, lapses) {
+                TimedStep::Held => return Err(ApiError::refused(doing(), node_lock::held_text(node, lapses))),
+                TimedStep::TakeOver(why) => {
+                    tracing::info!(node, why = %why, "Take over a node lock nobody needs any more.");
+                }
+                TimedStep::Set => {}
+            }
+            let value = NodeLock { at: now, owner: None }.to_string();
+            match self.write(node, key, &version, Value::String(value.clone())).await {
+                Ok(()) => return Ok(value),
+                Err(error) if error.kind() == ApiErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApiError::refused(doing(), "the node changed at every try"))
+    }
+
+    /// Gives back a lock of [`NodeLocks::acquire_timed`]. Another value is another's lock and stays.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn release_timed(&self, node: &str, key: &str, value: &str) -> Result<(), ApiError> {
+        for attempt in 0..TRIES {
+            backoff(attempt).await;
+            let (current, version) = self.read(node, key).await?;
+            if current.as_deref() != Some(value) {
+                return Ok(());
             }
             match self.write(node, key, &version, Value::Null).await {
                 Ok(()) => return Ok(()),
@@ -228,5 +280,54 @@ mod tests {
             0,
             "it is ours already"
         );
+    }
+
+    /// A node whose lock of a vendor's own is `lock`; the writes, and how it ended.
+    async fn timed(lock: Option<String>, release: Option<&str>) -> (Vec<Value>, Result<(), String>) {
+        let (client, log) = script::client(move |sent| match sent.method.as_str() {
+            "GET" => {
+                let annotations = lock
+                    .as_ref()
+                    .map_or_else(|| json!({}), |lock| json!({"v.example/lock": lock}));
+                Reply::Object(json!({"metadata": {"name": "n", "resourceVersion": "5", "annotations": annotations}}))
+            }
+            _ => Reply::Object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})),
+        });
+        let locks = NodeLocks::new(client, Duration::from_secs(300));
+        let outcome = match release {
+            Some(value) => locks.release_timed("n", "v.example/lock", value).await,
+            None => locks.acquire_timed("n", "v.example/lock", 120).await.map(drop),
+        };
+        let writes = log.writes().into_iter().map(|sent| sent.body).collect();
+        (writes, outcome.map_err(|error| error.to_string()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bare_moment_is_taken_when_it_has_lapsed_and_given_back_by_its_writer_only() {
+        let at = |age: i64| {
+            let at = Timestamp::now().as_second() - age;
+            Some(NodeLock { at, owner: None }.to_string())
+        };
+        for free in [None, at(130), Some("garbage".to_owned())] {
+            let (writes, outcome) = timed(free, None).await;
+            assert_eq!(outcome, Ok(()));
+            let metadata = &writes[0]["metadata"];
+            assert_eq!(metadata["resourceVersion"], "5", "only over what was read");
+            let text = metadata["annotations"]["v.example/lock"].as_str().unwrap();
+            assert_eq!(NodeLock::parse(text).unwrap().owner, None);
+        }
+        let (writes, outcome) = timed(at(30), None).await;
+        assert!(
+            outcome
+                .unwrap_err()
+                .ends_with("node n has been locked within 2 minutes")
+        );
+        assert!(writes.is_empty());
+
+        let mine = at(5);
+        let (writes, outcome) = timed(mine.clone(), mine.as_deref()).await;
+        assert_eq!((writes.len(), outcome), (1, Ok(())));
+        let (writes, outcome) = timed(at(1), mine.as_deref()).await;
+        assert_eq!((writes.len(), outcome), (0, Ok(())), "another's lock stays");
     }
 }

@@ -6,7 +6,8 @@
 //! before the container starts, answers PodResources without init containers,
 //! and removes all sockets of the folder when it starts again. Tests may also
 //! make it do what a real kubelet does rarely: choose other ids than preferred,
-//! swap two containers' records, or lose its checkpoint.
+//! swap two containers' records, die before it records an answer, or lose its
+//! checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -76,7 +77,10 @@ pub struct FakeRecord {
 struct Shared {
     plugins: BTreeMap<String, RegisteredPlugin>,
     records: Vec<FakeRecord>,
+    /// Pods it was told of and that have not ended, in order.
+    pods: Vec<FakePod>,
     registrations: u64,
+    mute: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -143,13 +147,29 @@ impl FakeKubelet {
         }
     }
 
-    /// Dies and comes back with its records but without plugins.
+    /// Lets PodResources answer nothing more, or answer again.
+    pub fn mute_podresources(&self, mute: bool) {
+        lock(&self.shared).mute = mute;
+    }
+
+    /// Dies and comes back with its records but without plugins. It is told of
+    /// its pods anew; those that it has admitted are taken as told.
     ///
     /// # Errors
     /// When folders or sockets cannot be made.
     pub fn restart(&mut self) -> std::io::Result<()> {
         self.kill();
-        lock(&self.shared).plugins.clear();
+        {
+            let mut shared = lock(&self.shared);
+            shared.plugins.clear();
+            shared.pods.clear();
+            let admitted: Vec<FakePod> = shared.records.iter().map(|record| record.pod.clone()).collect();
+            for pod in admitted {
+                if !shared.pods.contains(&pod) {
+                    shared.pods.push(pod);
+                }
+            }
+        }
         self.alive = CancellationToken::new();
         self.serve()
     }
@@ -288,6 +308,14 @@ impl FakeKubelet {
             .collect())
     }
 
+    /// Is told of a pod. It is not admitted yet.
+    pub fn hear(&self, pod: &FakePod) {
+        let mut shared = lock(&self.shared);
+        if !shared.pods.contains(pod) {
+            shared.pods.push(pod.clone());
+        }
+    }
+
     /// Allocates exactly `ids` for a container and records the answer.
     ///
     /// # Errors
@@ -299,6 +327,28 @@ impl FakeKubelet {
         container: &str,
         ids: &[String],
     ) -> Result<wire::ContainerAllocateResponse, Status> {
+        let response = self.allocate_unrecorded(resource, pod, ids).await?;
+        self.record(FakeRecord {
+            pod: pod.clone(),
+            container: container.to_owned(),
+            resource: resource.to_owned(),
+            ids: ids.iter().cloned().collect(),
+            response: response.clone(),
+        });
+        Ok(response)
+    }
+
+    /// Allocates `ids` and dies before it records the answer.
+    ///
+    /// # Errors
+    /// The plugin's status.
+    pub async fn allocate_unrecorded(
+        &self,
+        resource: &str,
+        pod: &FakePod,
+        ids: &[String],
+    ) -> Result<wire::ContainerAllocateResponse, Status> {
+        self.hear(pod);
         let reply = self
             .client(resource)
             .await?
@@ -314,13 +364,6 @@ impl FakeKubelet {
             .into_iter()
             .next()
             .ok_or_else(|| Status::internal("empty answer"))?;
-        self.record(FakeRecord {
-            pod: pod.clone(),
-            container: container.to_owned(),
-            resource: resource.to_owned(),
-            ids: ids.iter().cloned().collect(),
-            response: response.clone(),
-        });
         Ok(response)
     }
 
@@ -330,6 +373,36 @@ impl FakeKubelet {
     /// # Errors
     /// The plugin's status, as it would fail the pod's admission.
     pub async fn admit(&self, resource: &str, pod: &FakePod) -> Result<(), Status> {
+        self.admit_choosing(resource, pod, |_, preferred| preferred).await
+    }
+
+    /// The same, with `choose` between the plugin's preference and the
+    /// allocation: it gets the free ids and the preferred ones, and says which
+    /// are tried first.
+    ///
+    /// # Errors
+    /// The plugin's status, as it would fail the pod's admission.
+    pub async fn admit_choosing(
+        &self,
+        resource: &str,
+        pod: &FakePod,
+        mut choose: impl FnMut(&[String], Vec<String>) -> Vec<String>,
+    ) -> Result<(), Status> {
+        self.hear(pod);
+        let admitted = self.admit_containers(resource, pod, &mut choose).await;
+        if admitted.is_err() {
+            // A rejected pod has ended.
+            lock(&self.shared).pods.retain(|known| known != pod);
+        }
+        admitted
+    }
+
+    async fn admit_containers(
+        &self,
+        resource: &str,
+        pod: &FakePod,
+        choose: &mut impl FnMut(&[String], Vec<String>) -> Vec<String>,
+    ) -> Result<(), Status> {
         let mut reusable: Vec<String> = Vec::new();
         for container in &pod.containers {
             if container.devices == 0 {
@@ -338,7 +411,8 @@ impl FakeKubelet {
             let mut ids: Vec<String> = reusable.iter().take(container.devices).cloned().collect();
             if ids.len() < container.devices {
                 let preferred = self.prefer(resource, &ids, container.devices).await?;
-                let more = preferred.into_iter().chain(self.free_ids(resource));
+                let free = self.free_ids(resource);
+                let more = choose(&free, preferred).into_iter().chain(free);
                 for id in more {
                     if ids.len() < container.devices && !ids.contains(&id) {
                         ids.push(id);
@@ -392,6 +466,7 @@ impl FakeKubelet {
 
     /// Forgets a pod, as the kubelet does some time after its end.
     pub fn forget(&self, pod_uid: &str) {
+        lock(&self.shared).pods.retain(|pod| pod.uid != pod_uid);
         self.edit_records(|records| records.retain(|record| record.pod.uid != pod_uid));
     }
 
@@ -409,43 +484,45 @@ impl FakeKubelet {
     }
 
     fn write_checkpoint(&self) {
-        let shared = lock(&self.shared);
-        let entries: Vec<_> = shared
-            .records
-            .iter()
-            .map(|record| {
-                json!({
-                    "PodUID": record.pod.uid,
-                    "ContainerName": record.container,
-                    "ResourceName": record.resource,
-                    "DeviceIDs": {"-1": record.ids},
-                    "AllocResp": STANDARD.encode(record.response.encode_to_vec()),
-                })
+        write_checkpoint(&lock(&self.shared), &self.plugin_dir());
+    }
+}
+
+fn write_checkpoint(shared: &Shared, folder: &Path) {
+    let entries: Vec<_> = shared
+        .records
+        .iter()
+        .map(|record| {
+            json!({
+                "PodUID": record.pod.uid,
+                "ContainerName": record.container,
+                "ResourceName": record.resource,
+                "DeviceIDs": {"-1": record.ids},
+                "AllocResp": STANDARD.encode(record.response.encode_to_vec()),
             })
-            .collect();
-        let registered: BTreeMap<_, Vec<_>> = shared
-            .plugins
-            .iter()
-            .map(|(resource, plugin)| {
-                (
-                    resource.clone(),
-                    plugin.devices.iter().map(|device| device.id.clone()).collect(),
-                )
-            })
-            .collect();
-        let text = json!({
-            "Data": {"PodDeviceEntries": entries, "RegisteredDevices": registered},
-            "Checksum": 0,
         })
-        .to_string();
-        let folder = self.plugin_dir();
-        let temporary = folder.join(".checkpoint-tmp");
-        let written = std::fs::write(&temporary, text)
-            .and_then(|()| std::fs::rename(&temporary, folder.join(checkpoint::FILE_NAME)));
-        // The test sees the missing file; a panic here would hide why.
-        if let Err(error) = written {
-            tracing::error!(%error, "The fake kubelet cannot write its checkpoint.");
-        }
+        .collect();
+    let registered: BTreeMap<_, Vec<_>> = shared
+        .plugins
+        .iter()
+        .map(|(resource, plugin)| {
+            (
+                resource.clone(),
+                plugin.devices.iter().map(|device| device.id.clone()).collect(),
+            )
+        })
+        .collect();
+    let text = json!({
+        "Data": {"PodDeviceEntries": entries, "RegisteredDevices": registered},
+        "Checksum": 0,
+    })
+    .to_string();
+    let temporary = folder.join(".checkpoint-tmp");
+    let written =
+        std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, folder.join(checkpoint::FILE_NAME)));
+    // The test sees the missing file; a panic here would hide why.
+    if let Err(error) = written {
+        tracing::error!(%error, "The fake kubelet cannot write its checkpoint.");
     }
 }
 
@@ -516,6 +593,9 @@ async fn follow(
                 connected: true,
             },
         );
+        if let Some(folder) = endpoint.parent() {
+            write_checkpoint(&lock(shared), folder);
+        }
         changes.send_modify(|count| *count += 1);
     }
     Ok(())
@@ -544,26 +624,39 @@ impl PodResourcesLister for Lister {
         _request: Request<podres::ListPodResourcesRequest>,
     ) -> Result<Response<podres::ListPodResourcesResponse>, Status> {
         let shared = lock(&self.0);
-        let pod_resources = shared
-            .records
+        if shared.mute {
+            return Err(Status::resource_exhausted("rejected by rate limit"));
+        }
+        let mut pods = shared.pods.clone();
+        for record in &shared.records {
+            if !pods.contains(&record.pod) {
+                pods.push(record.pod.clone());
+            }
+        }
+        let containers = |pod: &FakePod| {
+            pod.containers
+                .iter()
+                .filter(|container| !container.init)
+                .map(|container| podres::ContainerResources {
+                    name: container.name.clone(),
+                    devices: shared
+                        .records
+                        .iter()
+                        .filter(|record| record.pod.uid == pod.uid && record.container == container.name)
+                        .map(|record| podres::ContainerDevices {
+                            resource_name: record.resource.clone(),
+                            device_ids: record.ids.iter().cloned().collect(),
+                        })
+                        .collect(),
+                })
+                .collect()
+        };
+        let pod_resources = pods
             .iter()
-            .filter(|record| {
-                record
-                    .pod
-                    .containers
-                    .iter()
-                    .any(|container| container.name == record.container && !container.init)
-            })
-            .map(|record| podres::PodResources {
-                name: record.pod.name.clone(),
-                namespace: record.pod.namespace.clone(),
-                containers: vec![podres::ContainerResources {
-                    name: record.container.clone(),
-                    devices: vec![podres::ContainerDevices {
-                        resource_name: record.resource.clone(),
-                        device_ids: record.ids.iter().cloned().collect(),
-                    }],
-                }],
+            .map(|pod| podres::PodResources {
+                name: pod.name.clone(),
+                namespace: pod.namespace.clone(),
+                containers: containers(pod),
             })
             .collect();
         Ok(Response::new(podres::ListPodResourcesResponse { pod_resources }))

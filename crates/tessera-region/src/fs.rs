@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/<32 hex digits>/ro/grant      replaced by rename, 0444
-//!                       /ro/verdict    written in place by the agent, 0444
+//!                       /ro/verdict    written in place by the agent, 0644: its owner has no right to pass over modes
 //!                       /rw/account    fixed size, 0666: the container's processes may have any user id
 //! ```
 //!
@@ -124,7 +124,7 @@ fn build(dir: &GrantDir, grant: &Grant) -> Result<(), FsError> {
     make_dir(&dir.read_only(), 0o755)?;
     make_dir(&dir.read_write(), 0o755)?;
     write_new(&dir.grant_file(), &grant.encode(), 0o444)?;
-    write_new(&dir.verdict_file(), &Verdict::fresh(grant.generation), 0o444)?;
+    write_new(&dir.verdict_file(), &Verdict::fresh(grant.generation), 0o644)?;
     write_account(&dir.account_file())
 }
 

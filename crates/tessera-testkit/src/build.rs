@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tessera_types::{Card, CardId, CardMode, Cores, Keyword, Mib, MigProfile, Placement};
+use tessera_types::{Card, CardId, CardMode, Cores, Extras, Keyword, Mib, MigProfile, Placement};
 use tessera_wire::{NodeView, PodView, keys, register};
 
 /// A MIG profile in short: name, MiB, percent, slices, places as (start, size).
@@ -37,12 +37,14 @@ pub fn card(id: &str) -> CardBuilder {
         slots: 10,
         memory: Mib::new(8192),
         cores: Cores::new(100),
+        extra: Extras::NONE,
         model: Arc::from("NVIDIA A10"),
         numa: 0,
         mode: CardMode::new("hami-core"),
         healthy: true,
         mig_profiles: Vec::new(),
         link_scores: BTreeMap::new(),
+        twin: None,
         custom: BTreeMap::new(),
     })
 }

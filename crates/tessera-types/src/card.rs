@@ -114,6 +114,9 @@ pub struct Card {
     pub mig_profiles: Vec<MigProfile>,
     /// Link score to peers of the same node; a missing peer is 0.
     pub link_scores: BTreeMap<CardId, i64>,
+    /// Name of the piece of hardware, where cards of several classes are views of the same one: while a view of one
+    /// class is in use, those of the others are not given.
+    pub twin: Option<Arc<str>>,
     /// What a class registers beyond the common members, by name. Only that class's module reads it.
     pub custom: BTreeMap<String, String>,
 }

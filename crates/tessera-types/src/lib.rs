@@ -7,6 +7,7 @@
 mod allocation;
 mod amount;
 mod card;
+mod extra;
 mod id;
 mod policy;
 mod reason;
@@ -16,6 +17,7 @@ mod usage;
 pub use allocation::{Allocation, ClassAllocation, MigReservation, MigRuntime, Share};
 pub use amount::{Cores, Mib, WHOLE_CARD_CORES};
 pub use card::{Card, CardMode, MigProfile, Placement};
+pub use extra::{EXTRA_AMOUNTS, Extras};
 pub use id::{CardId, IdError, Keyword, NodeName, PodId, PodUid};
 pub use policy::{CardOrder, CardPolicy, NodePolicy, Weights, WeightsError};
 pub use reason::{Dimension, NodeRefusal, Reason, ReasonKind};

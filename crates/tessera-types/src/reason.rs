@@ -37,6 +37,16 @@ pub enum ReasonKind {
     ExclusiveConflict,
     /// Too little is free of something that only the class counts.
     AmountShort,
+    /// A wall between containers is wanted that the card does not have.
+    IsolationShort,
+    /// Parts of one piece of hardware exclude each other, and the other is in use.
+    PartitionConflict,
+    /// The card's other users run under another policy of service.
+    QosMismatch,
+    /// The card's other users are of another class of application.
+    AppClassMismatch,
+    /// The card does not work, where HAMi has a word of its own for that.
+    UnhealthyCard,
     /// A rule of the class refuses the card.
     ClassRule,
     /// No hardware instance of the size can be placed.
@@ -64,9 +74,14 @@ impl ReasonKind {
             Self::SlotsExhausted => "CardTimeSlicingExhausted",
             Self::ComputeExhausted => "CardComputeUnitsExhausted",
             Self::MemoryShort => "CardInsufficientMemory",
-            Self::CoresShort => "CardInsufficientCore",
+            Self::CoresShort | Self::AmountShort => "CardInsufficientCore",
             Self::NumaMismatch => "NumaNotFit",
             Self::ExclusiveConflict => "ExclusiveDeviceAllocateConflict",
+            Self::IsolationShort => "CardIsolationNotFit",
+            Self::PartitionConflict => "CardPartitionConflict",
+            Self::QosMismatch => "CardQosPolicyMismatch",
+            Self::AppClassMismatch => "CardAppClassMismatch",
+            Self::UnhealthyCard => "CardUnhealthy",
             Self::ClassRule => "CardNotFoundCustomFilterRule",
             Self::NoPlacement => "CardMigTopologyInfeasible",
             Self::QuotaShort => "ResourceQuotaNotFit",
@@ -80,7 +95,7 @@ impl ReasonKind {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Unhealthy => "unhealthy",
+            Self::Unhealthy | Self::UnhealthyCard => "unhealthy",
             Self::Cordoned => "cordoned",
             Self::ModelMismatch => "model-mismatch",
             Self::ModeMismatch | Self::CardMode => "mode-mismatch",
@@ -91,6 +106,11 @@ impl ReasonKind {
             Self::CoresShort => "cores-short",
             Self::NumaMismatch => "numa-mismatch",
             Self::ExclusiveConflict => "exclusive-conflict",
+            Self::AmountShort => "amount-short",
+            Self::IsolationShort => "isolation-short",
+            Self::PartitionConflict => "partition-conflict",
+            Self::QosMismatch => "qos-mismatch",
+            Self::AppClassMismatch => "app-class-mismatch",
             Self::ClassRule => "class-rule",
             Self::NoPlacement => "no-placement",
             Self::QuotaShort => "quota-short",

@@ -1,5 +1,7 @@
 //! What a pod asks for, parsed.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{CardPolicy, Cores, Keyword, Mib, NodePolicy, PodId, Weights};
@@ -100,6 +102,9 @@ pub struct Demand {
     pub containers: Vec<ContainerDemand>,
     /// Constraint per class that is asked for, in keyword order.
     pub selections: Vec<(Keyword, Selection)>,
+    /// What classes asked for want to know of the pod when others share its cards.
+    #[serde(default)]
+    pub facts: BTreeMap<Keyword, BTreeMap<String, String>>,
     /// The pod's own node policy, if it names one.
     pub node_policy: Option<NodePolicy>,
     /// The pod's own card policy, if it names one.

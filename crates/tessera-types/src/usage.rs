@@ -24,7 +24,6 @@ pub struct CardUsage {
     pub extra: Extras,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 pub(crate) fn none(extra: &Extras) -> bool {
     extra.is_none()
 }
@@ -32,6 +31,7 @@ pub(crate) fn none(extra: &Extras) -> bool {
 impl CardUsage {
     /// What one share holds: one slot and its amounts.
     #[must_use]
+    #[inline]
     pub fn of(share: &Share) -> Self {
         Self {
             slots: 1,
@@ -43,6 +43,7 @@ impl CardUsage {
 
     /// Both together.
     #[must_use]
+    #[inline]
     pub fn plus(self, other: Self) -> Self {
         Self {
             slots: self.slots.saturating_add(other.slots),
@@ -54,6 +55,7 @@ impl CardUsage {
 
     /// This without `other`, never below zero.
     #[must_use]
+    #[inline]
     pub fn minus(self, other: Self) -> Self {
         Self {
             slots: self.slots.saturating_sub(other.slots),
@@ -65,6 +67,7 @@ impl CardUsage {
 
     /// The larger of each dimension.
     #[must_use]
+    #[inline]
     pub fn max(self, other: Self) -> Self {
         Self {
             slots: self.slots.max(other.slots),
@@ -75,9 +78,10 @@ impl CardUsage {
     }
 }
 
-/// What one pod occupies, by card. The class is kept since quotas count by class.
+/// What one pod occupies, card by card, in the order of ids. The class belongs to the card's name: cards of two makers
+/// may have the same id.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PodUsage(pub BTreeMap<CardId, (Keyword, CardUsage)>);
+pub struct PodUsage(pub Vec<(CardId, (Keyword, CardUsage))>);
 
 /// The usage of `allocation` for a pod whose containers have these `roles` (position by position).
 ///
@@ -91,7 +95,7 @@ pub fn effective_usage(allocation: &Allocation, roles: &[ContainerRole], init_do
         init_peak: CardUsage,
         apps: CardUsage,
     }
-    let mut by_card: BTreeMap<CardId, (Keyword, Sums)> = BTreeMap::new();
+    let mut by_card: BTreeMap<(CardId, Keyword), Sums> = BTreeMap::new();
     for (class, containers) in &allocation.classes {
         for (position, shares) in containers.iter().enumerate() {
             let role = roles.get(position).copied().unwrap_or(ContainerRole::App);
@@ -101,9 +105,7 @@ pub fn effective_usage(allocation: &Allocation, roles: &[ContainerRole], init_do
                 *sum = sum.plus(CardUsage::of(share));
             }
             for (card, amount) in here {
-                let (_, sums) = by_card
-                    .entry(card.clone())
-                    .or_insert_with(|| (class.clone(), Sums::default()));
+                let sums = by_card.entry((card.clone(), class.clone())).or_default();
                 match role {
                     ContainerRole::Sidecar => sums.sidecars = sums.sidecars.plus(amount),
                     ContainerRole::Init if init_done => {}
@@ -116,7 +118,7 @@ pub fn effective_usage(allocation: &Allocation, roles: &[ContainerRole], init_do
     PodUsage(
         by_card
             .into_iter()
-            .map(|(card, (class, sums))| (card, (class, sums.init_peak.max(sums.sidecars.plus(sums.apps)))))
+            .map(|((card, class), sums)| (card, (class, sums.init_peak.max(sums.sidecars.plus(sums.apps)))))
             .filter(|(_, (_, usage))| *usage != CardUsage::default())
             .collect(),
     )

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tessera_engine::{AdmitSettings, ContainerEdit, NodeProblem, Vendor};
+use tessera_engine::{AdmitSettings, ContainerEdit, NodeProblem, Vendor, WriteContext};
 use tessera_types::{
-    Allocation, Ask, CardId, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, Placement, PodId, PodUid, Share,
-    Weights,
+    Allocation, Ask, CardId, Cores, Demand, Extras, Keyword, MemoryAsk, Mib, MigReservation, NodeName, Placement,
+    PodId, PodUid, Share, Weights,
 };
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::config::{self, CorePolicy};
@@ -202,6 +202,7 @@ fn demand() -> Demand {
         priority: 0,
         containers: vec![],
         selections: vec![],
+        facts: BTreeMap::new(),
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),
@@ -228,6 +229,7 @@ proptest! {
                         class: keyword.clone(),
                         memory: Mib::new(*memory),
                         cores: Cores::new(*cores),
+                        extra: Extras::NONE,
                     })
                     .collect()
             })
@@ -247,7 +249,8 @@ proptest! {
                 }
             }
         }
-        let annotations: BTreeMap<String, String> = class.annotations(&allocation, &demand());
+        let node = NodeName::new("n").unwrap();
+        let annotations: BTreeMap<String, String> = class.annotations(&allocation, &demand(), &WriteContext { node: &node, now_seconds: 5, cards: &[] });
         let (read, reservations) = class.read_allocation(&annotations).unwrap().unwrap();
         prop_assert_eq!(read, shares);
         prop_assert_eq!(reservations, allocation.mig);

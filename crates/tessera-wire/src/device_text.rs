@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use tessera_types::{CardId, Cores, IdError, Keyword, Mib, Share};
+use tessera_types::{CardId, Cores, Extras, IdError, Keyword, Mib, Share};
 
 /// The most containers read from one text.
 pub const CONTAINERS_MAX: usize = 512;
@@ -94,6 +94,7 @@ fn device(text: &str) -> Result<Share, DeviceTextError> {
         class: Keyword::new(class).map_err(name)?,
         memory: Mib::new(u64::from(number(text, "memory", memory)?)),
         cores: Cores::new(number(text, "compute", cores)?),
+        extra: Extras::NONE,
     })
 }
 
@@ -165,6 +166,7 @@ pub(crate) mod tests {
                 class: Keyword::new(class).unwrap(),
                 memory: Mib::new(memory),
                 cores: Cores::new(cores),
+                extra: Extras::NONE,
             })
     }
 

@@ -64,6 +64,20 @@ pub const POD_GROUP_LABEL: &str = "scheduling.x-k8s.io/pod-group";
 pub const TESSERA_SCHEDULER: &str = "tessera.dev/scheduler";
 /// Node annotation: our agent serves the node (its version), so no node lock is needed.
 pub const TESSERA_AGENT: &str = "tessera.dev/agent";
+/// Resource: cards of any class that the pod's image supports.
+pub const TESSERA_GPU: &str = "tessera.dev/gpu";
+/// Resource: memory of each such card, a quantity in bytes.
+pub const TESSERA_MEMORY: &str = "tessera.dev/memory";
+/// Resource: compute of each such card, percent.
+pub const TESSERA_CORES: &str = "tessera.dev/cores";
+/// Pod annotation: the classes that the image supports, the preferred first.
+pub const TESSERA_VENDORS: &str = "tessera.dev/vendors";
+/// Pod annotation: what the common request became, as JSON.
+pub const TESSERA_TRANSLATED: &str = "tessera.dev/translated";
+/// Pod label: which part of Tessera the pod is.
+pub const TESSERA_COMPONENT: &str = "tessera.dev/component";
+/// Value of [`TESSERA_COMPONENT`]: the node agent.
+pub const COMPONENT_AGENT: &str = "agent";
 /// Pod annotation written to move a waiting pod back into the scheduling queue.
 pub const TESSERA_WAKE: &str = "tessera.dev/wake";
 /// Prefix of our own names.
@@ -91,7 +105,7 @@ pub const ALLOCATION_KEYS: [&str; 6] = [
 ];
 
 /// Pod annotations that a user may write, for finding mistyped ones. Other classes add theirs.
-pub const USER_KEYS: [&str; 9] = [
+pub const USER_KEYS: [&str; 11] = [
     USE_GPU_TYPE,
     NOUSE_GPU_TYPE,
     USE_GPU_UUID,
@@ -101,6 +115,8 @@ pub const USER_KEYS: [&str; 9] = [
     NODE_POLICY,
     GPU_POLICY,
     SCORING_WEIGHTS,
+    TESSERA_VENDORS,
+    TESSERA_TRANSLATED,
 ];
 
 /// Event reasons and messages that HAMi's users know.

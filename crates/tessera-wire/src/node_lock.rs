@@ -159,6 +159,39 @@ pub fn release(current: Option<&str>, me: &LockOwner) -> Release {
     }
 }
 
+/// What may be done about a lock that is a bare moment and names no owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TimedStep {
+    /// There is no lock: set it.
+    Set,
+    /// It has lapsed, or nobody can say when it will.
+    TakeOver(TakeOver),
+    /// Somebody has it.
+    Held,
+}
+
+/// Decides about a lock that lapses `lapses_s` seconds after the moment it states. A moment that lies further ahead than
+/// that was written by a clock that is wrong and counts as lapsed.
+#[must_use]
+pub fn decide_timed(current: Option<&str>, now: i64, lapses_s: i64) -> TimedStep {
+    let Some(text) = current else { return TimedStep::Set };
+    match NodeLock::parse(text) {
+        Err(error) => TimedStep::TakeOver(TakeOver::Unreadable(error)),
+        Ok(lock) if now.saturating_sub(lock.at).saturating_abs() > lapses_s => TimedStep::TakeOver(TakeOver::Expired),
+        Ok(_) => TimedStep::Held,
+    }
+}
+
+/// The error text of [`TimedStep::Held`].
+#[must_use]
+pub fn held_text(node: &str, lapses_s: i64) -> String {
+    if lapses_s % 60 == 0 {
+        format!("node {node} has been locked within {} minutes", lapses_s / 60)
+    } else {
+        format!("node {node} has been locked within {lapses_s} seconds")
+    }
+}
+
 /// A duration as Go prints it: `5m0s`, `1h0m0s`, `28s`.
 fn go_duration(seconds: i64) -> String {
     let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -182,6 +215,28 @@ pub fn contention_text(node: &str, timeout_s: i64) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_lock_without_an_owner_ends_by_time_alone() {
+        let at = |age: i64| {
+            let lock = NodeLock {
+                at: 1_000_000 - age,
+                owner: None,
+            }
+            .to_string();
+            decide_timed(Some(&lock), 1_000_000, 120)
+        };
+        assert_eq!(decide_timed(None, 1_000_000, 120), TimedStep::Set);
+        assert_eq!(
+            (at(0), at(120), at(-120)),
+            (TimedStep::Held, TimedStep::Held, TimedStep::Held)
+        );
+        assert_eq!(at(121), TimedStep::TakeOver(TakeOver::Expired));
+        assert_eq!(at(-121), TimedStep::TakeOver(TakeOver::Expired));
+        let garbage = decide_timed(Some("garbage"), 1_000_000, 120);
+        assert!(matches!(garbage, TimedStep::TakeOver(TakeOver::Unreadable(_))));
+        assert_eq!(held_text("n1", 120), "node n1 has been locked within 2 minutes");
+    }
 
     #[test]
     fn durations_read_as_in_go() {

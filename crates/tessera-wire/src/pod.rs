@@ -115,6 +115,8 @@ pub struct PodView {
     pub init_done: bool,
     /// Its containers in order, init containers (sidecars among them) first.
     pub containers: Vec<ContainerView>,
+    /// The condition `Ready` is true.
+    pub ready: bool,
     /// When the condition `PodScheduled` last became false, Unix seconds; `None` while it is not false.
     pub scheduled_false_since: Option<i64>,
 }
@@ -378,6 +380,10 @@ impl TryFrom<Raw> for PodView {
             });
         let pod_group = filled(metadata.labels.get(keys::POD_GROUP_LABEL).cloned())
             .or_else(|| filled(spec.scheduling_group.and_then(|group| group.pod_group_name)));
+        let ready = status
+            .conditions
+            .iter()
+            .any(|condition| condition.kind == "Ready" && condition.status == "True");
         let seconds = |text: Option<String>| text.as_deref().and_then(time::parse_rfc3339);
         Ok(Self {
             id: PodId {
@@ -389,6 +395,7 @@ impl TryFrom<Raw> for PodView {
             annotations: metadata.annotations,
             scheduler_name: filled(spec.scheduler_name),
             node_name: filled(spec.node_name),
+            ready,
             runtime_class: filled(spec.runtime_class_name),
             priority: spec.priority.unwrap_or(0),
             preemption_policy_never: spec.preemption_policy.as_deref() == Some("Never"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tessera_types::{Card, CardId, CardMode, Cores, IdError, Keyword, Mib, MigProfile, Placement};
+use tessera_types::{Card, CardId, CardMode, Cores, Extras, IdError, Keyword, Mib, MigProfile, Placement};
 
 /// The most cards read from one node and class.
 pub const CARDS_MAX: usize = 1024;
@@ -178,6 +178,7 @@ fn card(at: usize, wire: WireCard, class: &Keyword) -> Result<Card, RegisterErro
         slots: in_range(text, "count", wire.count)?,
         memory: Mib::new(u64::from(in_range(text, "devmem", wire.devmem)?)),
         cores: Cores::new(in_range(text, "devcore", wire.devcore)?),
+        extra: Extras::NONE,
         model: Arc::from(wire.model.as_str()),
         numa: i32::try_from(wire.numa).map_err(|_| RegisterError::Range {
             card: wire.id.clone(),
@@ -191,6 +192,7 @@ fn card(at: usize, wire: WireCard, class: &Keyword) -> Result<Card, RegisterErro
             .map(|wire| profile(text, wire))
             .collect::<Result<_, _>>()?,
         link_scores: BTreeMap::new(),
+        twin: None,
         custom: wire
             .custom_info
             .unwrap_or_default()
@@ -481,6 +483,7 @@ mod tests {
                     slots,
                     memory: Mib::new(memory),
                     cores: Cores::new(cores),
+                    extra: Extras::NONE,
                     model: Arc::from(model.as_str()),
                     numa,
                     mode: CardMode::new(mode),
@@ -496,6 +499,7 @@ mod tests {
                         })
                         .collect(),
                     link_scores: BTreeMap::new(),
+                    twin: None,
                     custom: BTreeMap::new(),
                 },
             )

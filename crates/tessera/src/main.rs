@@ -1,5 +1,7 @@
 //! The one binary. Composition only: every subcommand is a library of its own.
 
+mod supervise;
+
 use std::future::Future;
 use std::process::ExitCode;
 
@@ -35,10 +37,14 @@ fn main() -> ExitCode {
             tessera_extender::init_logs(&args);
             block_on(2, tessera_extender::run(args))
         }
-        Command::Agent(args) => {
+        Command::Agent(args) if supervise::is_worker() => {
             tessera_agent::init_logs(&args);
             block_on(1, tessera_agent::run(args))
         }
+        Command::Agent(_) => match supervised() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Run(args) => match tessera_terminal::run::run(&args) {
             Ok(code) => return code,
             Err(error) => Err(error),
@@ -68,6 +74,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the node agent under a process that starts it again when it is killed.
+fn supervised() -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(supervise::run())
 }
 
 /// Runs a service to its end on `workers` threads.

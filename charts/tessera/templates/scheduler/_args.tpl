@@ -20,6 +20,12 @@
 - --scheduler-name={{ .Values.schedulerName }}
 - --node-scheduler-policy={{ $s.defaultSchedulerPolicy.nodeSchedulerPolicy }}
 - --gpu-scheduler-policy={{ $s.defaultSchedulerPolicy.gpuSchedulerPolicy }}
+{{- if .Values.devices.ascend.enabled }}
+- --enable-ascend=true
+{{- end }}
+{{- if .Values.devices.iluvatar.enabled }}
+- --enable-iluvatar=true
+{{- end }}
 - --filter-mode={{ $s.filterMode }}
 - --write-at={{ $s.writeAt }}
 - --metrics-bind-address={{ $s.metricsBindAddress }}

@@ -3,12 +3,15 @@ use std::sync::Arc;
 
 use serde_json::json;
 use tessera_probe::{CardFacts, MigMode};
-use tessera_types::{Card, CardMode};
+use tessera_types::{Card, CardMode, Extras};
 
 use super::*;
+use crate::slot;
+use tessera_kubelet::PreferredRequest;
 
 const A: &str = "GPU-aaaaaaaa-0000-0000-0000-00000000000a";
 const B: &str = "GPU-bbbbbbbb-0000-0000-0000-00000000000b";
+const C: &str = "GPU-cccccccc-0000-0000-0000-00000000000c";
 
 fn card(uuid: &str, index: u32) -> Managed {
     Managed {
@@ -19,12 +22,14 @@ fn card(uuid: &str, index: u32) -> Managed {
             slots: 10,
             memory: Mib::new(10_000),
             cores: Cores::new(100),
+            extra: Extras::NONE,
             model: Arc::from("NVIDIA A100"),
             numa: 0,
             mode: CardMode::new("hami-core"),
             healthy: true,
             mig_profiles: Vec::new(),
             link_scores: BTreeMap::new(),
+            twin: None,
             custom: BTreeMap::new(),
         },
         facts: CardFacts {
@@ -110,9 +115,32 @@ fn ids(list: &[(&str, u32)]) -> Vec<String> {
     list.iter().map(|(card, k)| slot::id(card, *k)).collect()
 }
 
+/// Whom the ids are for when the kubelet says nothing else.
+fn choose(book: &Book, ids: &[String]) -> Result<Choice, NoOwner> {
+    book.choose(ids, &KubeletView::default(), &[])
+}
+
+/// Names of the waiting pods, in order.
+fn waiting(book: &Book) -> Vec<String> {
+    let waiting = book.waiting(&KubeletView::default());
+    waiting.into_iter().map(|(_, one)| one.pod.name).collect()
+}
+
+/// The kubelet's record, and the pods that it knows.
+fn view(held: &[Truth], pods: &[&str]) -> KubeletView {
+    KubeletView {
+        held: Some(held.into()),
+        pods: Some(
+            pods.iter()
+                .map(|name| ("default".to_owned(), (*name).to_owned()))
+                .collect(),
+        ),
+    }
+}
+
 /// What the desk does after a choice.
 fn grant(book: &mut Book, choice: &Choice, ids: &[String]) -> Record {
-    let candidate = choice.candidate();
+    let candidate = &choice.candidate;
     let serial = book.next_serial();
     let record = Record {
         id: format!("{serial:032x}"),
@@ -123,6 +151,7 @@ fn grant(book: &mut Book, choice: &Choice, ids: &[String]) -> Record {
         shares: candidate.shares.clone(),
         limited: book.limits(&candidate.shares),
         sealed: false,
+        proven: false,
         serial,
     };
     book.set_record(record.clone());
@@ -133,6 +162,7 @@ fn truth(record: &Record, pod: &str, container: &str) -> Truth {
     Truth {
         grant: Some(record.id.clone()),
         ids: record.ids.clone(),
+        cards: record.shares.iter().map(|share| share.card.clone()).collect(),
         limited: record.limited,
         uid: uid(pod),
         container: container.into(),
@@ -157,24 +187,39 @@ fn limits(record: &Record) -> Vec<(String, u64)> {
 fn preference_names_free_ids_of_the_expected_containers_cards() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
-    let request = |available: Vec<String>, must: Vec<String>, size| PreferredRequest {
-        available,
-        must_include: must,
-        size,
+    let prefer = |available: Vec<String>, must: Vec<String>, size| {
+        let request = PreferredRequest {
+            available,
+            must_include: must,
+            size,
+        };
+        book.preferred(&[request], &KubeletView::default()).0
     };
     let all = ids(&[(B, 0), (B, 1), (A, 4), (A, 5)]);
-    assert_eq!(book.preferred(&[request(all.clone(), vec![], 1)]), [ids(&[(A, 4)])]);
-    // What must be included counts for its card.
-    assert_eq!(
-        book.preferred(&[request(all.clone(), ids(&[(A, 5)]), 1)]),
-        [ids(&[(A, 5)])]
-    );
-    // Of another card it makes the number wrong: no answer.
-    assert!(book.preferred(&[request(all.clone(), ids(&[(B, 0)]), 1)]).is_empty());
+    assert_eq!(prefer(all.clone(), vec![], 1), [ids(&[(A, 4)])]);
+    // What must be included counts, whatever its card.
+    assert_eq!(prefer(all.clone(), ids(&[(A, 5)]), 1), [ids(&[(A, 5)])]);
+    assert_eq!(prefer(all.clone(), ids(&[(B, 0)]), 1), [ids(&[(B, 0)])]);
     // Another size is somebody else's request.
-    assert!(book.preferred(&[request(all, vec![], 2)]).is_empty());
-    // No free slot of the card.
-    assert!(book.preferred(&[request(ids(&[(B, 0)]), vec![], 1)]).is_empty());
+    assert!(prefer(all, vec![], 2).is_empty());
+    // No free slot of the card: any id stands for it, but none at all does not.
+    assert_eq!(prefer(ids(&[(B, 0)]), vec![], 1), [ids(&[(B, 0)])]);
+    assert!(prefer(vec![], vec![], 1).is_empty());
+}
+
+#[test]
+fn a_card_without_free_ids_is_served_by_the_one_with_the_most() {
+    let mut book = book();
+    book.set_cards([card(A, 0), card(B, 1), card(C, 2)]);
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,0:{B},NVIDIA,3000,0:;")).view());
+    let request = PreferredRequest {
+        available: ids(&[(B, 0), (B, 1), (C, 0), (C, 1), (C, 2)]),
+        must_include: Vec::new(),
+        size: 2,
+    };
+    let (answers, _) = book.preferred(&[request], &KubeletView::default());
+    assert_eq!(answers[0][0], ids(&[(B, 0)])[0]);
+    assert!(answers[0][1].starts_with(C), "{answers:?}");
 }
 
 #[test]
@@ -188,17 +233,18 @@ fn containers_are_served_in_pod_order_init_first() {
         }
         .view(),
     );
-    let choice = book.choose_exact(&ids(&[(A, 0)])).unwrap();
+    let choice = choose(&book, &ids(&[(A, 0)])).unwrap();
     assert_eq!(
-        (choice.candidate().container.as_str(), choice.candidate().index),
+        (choice.candidate.container.as_str(), choice.candidate.index),
         ("init", 0)
     );
-    // The next container is not a candidate before its turn.
-    assert!(book.choose_exact(&ids(&[(B, 0)])).is_err());
+    // The next container has to wait for its turn: other ids are for the first.
+    let early = choose(&book, &ids(&[(B, 0)])).unwrap();
+    assert_eq!((early.candidate.container.as_str(), early.cards_match), ("init", false));
     grant(&mut book, &choice, &ids(&[(A, 0)]));
-    let choice = book.choose_exact(&ids(&[(B, 0)])).unwrap();
+    let choice = choose(&book, &ids(&[(B, 0)])).unwrap();
     assert_eq!(
-        (choice.candidate().container.as_str(), choice.candidate().index),
+        (choice.candidate.container.as_str(), choice.candidate.index),
         ("main", 2)
     );
 }
@@ -209,8 +255,7 @@ fn the_kubelet_s_record_decides_between_equal_cards_with_other_limits() {
     book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
     book.set_pod(own("p2", &["c"], &format!("{A},NVIDIA,3000,0:;")).view());
     let first = ids(&[(A, 0)]);
-    let record = book
-        .choose_exact(&first)
+    let record = choose(&book, &first)
         .map(|choice| grant(&mut book, &choice, &first))
         .unwrap();
     assert_eq!(record.pod.name, "p1");
@@ -221,8 +266,8 @@ fn the_kubelet_s_record_decides_between_equal_cards_with_other_limits() {
     apply(&mut book, settled);
     // p1 waits again and gets its own.
     let second = ids(&[(A, 1)]);
-    let choice = book.choose_exact(&second).unwrap();
-    assert_eq!(choice.candidate().pod.name, "p1");
+    let choice = choose(&book, &second).unwrap();
+    assert_eq!(choice.candidate.pod.name, "p1");
     // Nothing has to be moved in the annotations.
     assert_eq!(book.work(&uid("p2")), None);
 }
@@ -234,12 +279,10 @@ fn exchanged_grants_are_put_right_in_one_step_with_their_annotations() {
     book.set_pod(own("p2", &["c"], &format!("{B},NVIDIA,6000,0:;")).view());
     let on_a = ids(&[(A, 0)]);
     let on_b = ids(&[(B, 0)]);
-    let first = book
-        .choose_exact(&on_a)
+    let first = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
-    let second = book
-        .choose_exact(&on_b)
+    let second = choose(&book, &on_b)
         .map(|choice| grant(&mut book, &choice, &on_b))
         .unwrap();
     let record = [truth(&first, "p2", "c"), truth(&second, "p1", "c")];
@@ -264,48 +307,218 @@ fn exchanged_grants_are_put_right_in_one_step_with_their_annotations() {
 }
 
 #[test]
-fn a_card_that_the_kubelet_took_instead_is_granted_when_the_limits_fit() {
+fn ids_are_tokens_and_the_container_gets_its_own_cards() {
     let mut book = book();
-    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
-    let wanted = ids(&[(B, 3)]);
-    assert!(book.choose_exact(&wanted).is_err());
-    let choice = book.choose_moved(&wanted).unwrap();
-    let Choice::Moved { from, .. } = &choice else {
-        panic!("{choice:?}")
-    };
-    assert_eq!(from[0].as_str(), A);
-    let record = grant(&mut book, &choice, &wanted);
-    assert_eq!(limits(&record), [(B.to_owned(), 3000)]);
-    // The booking follows once the owner is proven.
-    assert_eq!(book.work(&uid("p")), None);
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:{B},NVIDIA,2000,0:;")).view());
+    // Two slots of one card for two cards: both cards' slots are nearly used up.
+    let taken = ids(&[(B, 3), (B, 4)]);
+    let choice = choose(&book, &taken).unwrap();
+    assert!(!choice.cards_match);
+    let record = grant(&mut book, &choice, &taken);
+    assert_eq!(limits(&record), [(A.to_owned(), 3000), (B.to_owned(), 2000)]);
     let settled = book.settle(&record.ids, &[truth(&record, "p", "c")]).unwrap();
+    assert!(settled.changed[0].sealed);
     apply(&mut book, settled);
-    let work = book.work(&uid("p")).unwrap();
+    assert_eq!(book.work(&uid("p")), None, "the booking is as it was");
+}
+
+#[test]
+fn the_pod_that_the_kubelet_knows_is_meant_whatever_the_ids_and_the_order() {
+    let mut book = book();
+    for (name, card, mib) in [("p1", A, 1000), ("p2", B, 2000), ("p3", B, 3000)] {
+        book.set_pod(own(name, &["c"], &format!("{card},NVIDIA,{mib},0:;")).view());
+    }
+    let known = view(&[], &["p2", "elsewhere"]);
+    let request = PreferredRequest {
+        available: ids(&[(A, 0), (B, 0)]),
+        must_include: Vec::new(),
+        size: 1,
+    };
+    let (answers, expected) = book.preferred(&[request], &known);
+    assert_eq!(answers, [ids(&[(B, 0)])]);
+    assert!(expected[0].sure);
+    for taken in [ids(&[(B, 0)]), ids(&[(A, 0)])] {
+        let choice = book.choose(&taken, &known, &expected).unwrap();
+        assert_eq!(choice.candidate.pod.name, "p2");
+        assert!(choice.at_once);
+    }
+    // Without that knowledge the preference still counts where cards say nothing.
+    let taken = ids(&[(C, 0)]);
+    let quiet = KubeletView::default();
+    let guess = Expected {
+        sure: false,
+        ..expected[0].clone()
+    };
     assert_eq!(
-        work.annotations[keys::NVIDIA_ALLOCATED].as_deref(),
-        Some(format!("{B},NVIDIA,3000,30:;").as_str())
+        book.choose(&taken, &quiet, &[guess]).map(|one| one.candidate.pod.name),
+        Ok("p2".into())
+    );
+    assert_eq!(
+        book.choose(&taken, &quiet, &[]).map(|one| one.candidate.pod.name),
+        Ok("p1".into())
     );
 }
 
 #[test]
-fn a_card_without_room_is_refused_with_amounts() {
+fn an_answer_that_the_kubelet_did_not_record_is_void() {
+    let mut book = book();
+    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    let first = ids(&[(A, 0)]);
+    let choice = choose(&book, &first).unwrap();
+    let void = grant(&mut book, &choice, &first);
+    // The kubelet was killed and asks again, for other ids.
+    let again = ids(&[(A, 7)]);
+    let choice = book.choose(&again, &view(&[], &["p"]), &[]).unwrap();
+    let record = grant(&mut book, &choice, &again);
+    assert_eq!((record.container.as_str(), &record.shares), ("c", &void.shares));
+    // Once it has recorded one, the container waits no more.
+    let held = [truth(&record, "p", "c")];
+    assert!(book.waiting(&view(&held, &["p"])).is_empty());
+    let settled = book.settle(&record.ids, &held).unwrap();
+    assert_eq!(settled.asked, [record.id]);
+}
+
+#[test]
+fn a_running_container_whose_record_was_lost_is_answered_again_after_pods_that_are_new() {
+    let mut book = book();
+    let text = format!("{A},NVIDIA,1000,0:;");
+    book.set_pod(
+        PodText {
+            phase: "Running",
+            ..own("old", &["c"], &text)
+        }
+        .view(),
+    );
+    let first = ids(&[(A, 0)]);
+    let choice = choose(&book, &first).unwrap();
+    let record = grant(&mut book, &choice, &first);
+    let settled = book.settle(&record.ids, &[truth(&record, "old", "c")]).unwrap();
+    apply(&mut book, settled);
+    let lost = view(&[], &["old", "new"]);
+    let choice = book.choose(&ids(&[(B, 4)]), &lost, &[]).unwrap();
+    assert_eq!(choice.candidate.shares, record.shares);
+    book.set_pod(own("new", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
+    let choice = book.choose(&ids(&[(B, 4)]), &lost, &[]).unwrap();
+    assert_eq!(choice.candidate.pod.name, "new");
+}
+
+#[test]
+fn a_wrong_guess_does_not_leave_the_other_pod_without_an_answer() {
+    let mut book = book();
+    book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    book.set_pod(own("p2", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
+    let first = ids(&[(A, 0)]);
+    let choice = choose(&book, &first).unwrap();
+    let record = grant(&mut book, &choice, &first);
+    assert_eq!(record.pod.name, "p1");
+    let held = [truth(&record, "p2", "c")];
+    // p1 was thought to be served.
+    let choice = book.choose(&ids(&[(A, 1)]), &view(&held, &["p1", "p2"]), &[]).unwrap();
+    assert_eq!(choice.candidate.pod.name, "p1");
+}
+
+#[test]
+fn ids_of_an_init_container_prove_the_pod_whatever_its_cards() {
+    let mut book = book();
+    book.set_pod(own("other", &["c"], &format!("{A},NVIDIA,500,0:;")).view());
+    let text = format!("{A},NVIDIA,1000,0:;{B},NVIDIA,4000,0:;");
+    book.set_pod(
+        PodText {
+            init: &["init"],
+            ..own("p", &["main"], &text)
+        }
+        .view(),
+    );
+    let taken = ids(&[(A, 3)]);
+    let init = Record {
+        pod: book.pod(&uid("p")).unwrap().id.clone(),
+        container: "init".into(),
+        ..choose(&book, &taken)
+            .map(|choice| grant(&mut book, &choice, &taken))
+            .unwrap()
+    };
+    book.set_record(init.clone());
+    let held = [truth(&init, "p", "init")];
+    let quiet = KubeletView {
+        pods: None,
+        ..view(&held, &[])
+    };
+    let choice = book.choose(&taken, &quiet, &[]).unwrap();
+    assert_eq!(
+        (choice.candidate.pod.name.as_str(), choice.candidate.container.as_str()),
+        ("p", "main")
+    );
+    assert!(choice.at_once);
+    assert_eq!(choice.candidate.shares[0].card.as_str(), B);
+}
+
+#[test]
+fn pods_being_deleted_are_answered_last() {
+    let mut book = book();
+    let mut leaving = own("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view();
+    leaving.deleting = true;
+    book.set_pod(leaving);
+    assert_eq!(
+        choose(&book, &ids(&[(A, 0)])).map(|one| one.candidate.pod.name),
+        Ok("p1".into())
+    );
+    book.set_pod(own("p2", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
+    assert_eq!(
+        choose(&book, &ids(&[(A, 0)])).map(|one| one.candidate.pod.name),
+        Ok("p2".into())
+    );
+}
+
+#[test]
+fn a_container_given_other_cards_moves_there_if_it_fits_and_its_booking_goes_first() {
+    let mut book = book();
+    book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,7000,0:;")).view());
+    book.set_pod(own("p2", &["c"], &format!("{B},NVIDIA,3000,30:;")).view());
+    let on_a = ids(&[(A, 0)]);
+    let record = choose(&book, &on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    // It was p2 that the kubelet meant, which now has p1's card.
+    let settled = book.settle(&record.ids, &[truth(&record, "p2", "c")]).unwrap();
+    assert_eq!(settled.moving.as_ref().map(|(pod, _)| pod.name.as_str()), Some("p2"));
+    assert!(!settled.changed[0].sealed);
+    apply(&mut book, settled);
+    let moved = format!("{A},NVIDIA,3000,30:;");
+    let work = book.work(&uid("p2")).unwrap();
+    assert_eq!(
+        work.annotations[keys::NVIDIA_ALLOCATED].as_deref(),
+        Some(moved.as_str())
+    );
+    book.set_pod(own("p2", &["c"], &moved).view());
+    let settled = book.settle(&record.ids, &[truth(&record, "p2", "c")]).unwrap();
+    assert_eq!(settled.moving, None);
+    assert!(settled.changed[0].sealed);
+}
+
+#[test]
+fn a_container_given_a_card_without_room_for_it_waits_with_amounts() {
     let mut book = book();
     book.set_pod(
         PodText {
             phase: "Running",
-            ..own("old", &["c"], &format!("{B},NVIDIA,9000,0:;"))
+            ..own("old", &["c"], &format!("{A},NVIDIA,9000,0:;"))
         }
         .view(),
     );
-    let old = ids(&[(B, 0)]);
-    let choice = book.choose_exact(&old).unwrap();
+    let old = ids(&[(A, 0)]);
+    let choice = choose(&book, &old).unwrap();
     grant(&mut book, &choice, &old);
-    book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
-    let error = book.choose_moved(&ids(&[(B, 3)])).unwrap_err();
+    book.set_pod(own("p1", &["c"], &format!("{A},NVIDIA,500,0:;")).view());
+    book.set_pod(own("p2", &["c"], &format!("{B},NVIDIA,3000,30:;")).view());
+    let taken = ids(&[(A, 1)]);
+    let choice = choose(&book, &taken).unwrap();
+    let record = grant(&mut book, &choice, &taken);
+    assert_eq!(record.pod.name, "p1");
+    let error = book.settle(&record.ids, &[truth(&record, "p2", "c")]).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("3000 MiB wanted, 1000 MiB free"), "{text}");
+    assert!(text.contains("3000 MiB wanted, 500 MiB free"), "{text}");
     assert!(
-        text.contains(A) && text.contains(B) && text.contains("default/p"),
+        text.contains(A) && text.contains(B) && text.contains("default/p2"),
         "{text}"
     );
 }
@@ -315,8 +528,7 @@ fn ids_without_a_record_or_a_known_pod_wait() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,3000,30:;")).view());
     let on_a = ids(&[(A, 0)]);
-    let record = book
-        .choose_exact(&on_a)
+    let record = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     assert_eq!(book.settle(&record.ids, &[]), Err(NoOwner::NoRecord));
@@ -346,12 +558,10 @@ fn ids_of_an_init_container_serve_an_app_container_after_it() {
         .view(),
     );
     let on_a = ids(&[(A, 0)]);
-    let init = book
-        .choose_exact(&on_a)
+    let init = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
-    let main = book
-        .choose_exact(&on_a)
+    let main = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     assert_eq!((init.container.as_str(), main.container.as_str()), ("init", "main"));
@@ -370,8 +580,7 @@ fn ids_of_an_ended_pod_serve_the_next_one() {
     let text = format!("{A},NVIDIA,1000,0:;");
     book.set_pod(own("old", &["c"], &text).view());
     let on_a = ids(&[(A, 0)]);
-    let old = book
-        .choose_exact(&on_a)
+    let old = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     let settled = book.settle(&old.ids, &[truth(&old, "old", "c")]).unwrap();
@@ -384,8 +593,7 @@ fn ids_of_an_ended_pod_serve_the_next_one() {
         .view(),
     );
     book.set_pod(own("new", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
-    let new = book
-        .choose_exact(&on_a)
+    let new = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     assert_eq!(new.pod.name, "new");
@@ -402,10 +610,10 @@ fn the_kubelet_may_ask_again_for_a_running_container() {
     let pod = own("p", &["c"], &format!("{A},NVIDIA,1000,0:;"));
     book.set_pod(pod.view());
     let on_a = ids(&[(A, 0)]);
-    let choice = book.choose_exact(&on_a).unwrap();
+    let choice = choose(&book, &on_a).unwrap();
     grant(&mut book, &choice, &on_a);
-    let again = book.choose_exact(&on_a).unwrap();
-    assert!(matches!(&again, Choice::Again(candidate) if candidate.pod.name == "p"));
+    let again = choose(&book, &on_a).unwrap();
+    assert_eq!(again.candidate.pod.name, "p");
 }
 
 #[test]
@@ -413,8 +621,7 @@ fn a_grant_that_only_the_kubelet_remembers_is_made_again() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,20:;")).view());
     let on_a = ids(&[(A, 0)]);
-    let record = book
-        .choose_exact(&on_a)
+    let record = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     let remembered = [truth(&record, "p", "c")];
@@ -434,6 +641,7 @@ fn containers_that_another_plugin_served_start_as_they_are() {
     let foreign = Truth {
         grant: None,
         ids: ids(&[(A, 0)]).into_iter().collect(),
+        cards: Vec::new(),
         limited: false,
         uid: uid("p"),
         container: "c".into(),
@@ -443,7 +651,8 @@ fn containers_that_another_plugin_served_start_as_they_are() {
         settled,
         Settled {
             changed: Vec::new(),
-            asked: Vec::new()
+            asked: Vec::new(),
+            moving: None,
         }
     );
 }
@@ -461,7 +670,7 @@ fn pods_listed_at_the_start_are_ordered_by_bind_time_and_come_before_later_ones(
     let mut running = at("running", "1");
     running.phase = PodPhase::Running;
     book.set_pod(running);
-    let order: Vec<String> = book.candidates().into_iter().map(|one| one.pod.name).collect();
+    let order = waiting(&book);
     assert_eq!(order, ["a", "b", "z", "running"]);
 }
 
@@ -473,6 +682,7 @@ fn whole_cards_need_no_limit() {
         class: Keyword::new("NVIDIA").unwrap(),
         memory: Mib::new(memory),
         cores: Cores::new(cores),
+        extra: Extras::NONE,
     };
     assert!(!book.limits(&[share(10_000, 0)]));
     assert!(!book.limits(&[share(10_000, 100)]));
@@ -486,8 +696,7 @@ fn a_grant_for_a_whole_card_is_never_given_to_a_limited_container() {
     book.set_pod(own("whole", &["c"], &format!("{A},NVIDIA,10000,0:;")).view());
     book.set_pod(own("part", &["c"], &format!("{A},NVIDIA,100,0:;")).view());
     let on_a = ids(&[(A, 0)]);
-    let record = book
-        .choose_exact(&on_a)
+    let record = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     assert!(!record.limited);
@@ -502,8 +711,7 @@ fn our_own_scheduler_s_pods_are_never_written() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
     let on_a = ids(&[(A, 0)]);
-    let record = book
-        .choose_exact(&on_a)
+    let record = choose(&book, &on_a)
         .map(|choice| grant(&mut book, &choice, &on_a))
         .unwrap();
     assert_eq!(book.work(&uid("p")), None);
@@ -526,11 +734,11 @@ fn hami_s_part_is_played_once_all_containers_are_granted() {
     book.set_pod(hami("p", &["c", "d"], &text).view());
     book.set_lock_owner(Some(("default".into(), "p".into())));
     let on_a = ids(&[(A, 0)]);
-    let choice = book.choose_exact(&on_a).unwrap();
+    let choice = choose(&book, &on_a).unwrap();
     grant(&mut book, &choice, &on_a);
     assert_eq!(book.work(&uid("p")), None);
     let on_b = ids(&[(B, 0)]);
-    let choice = book.choose_exact(&on_b).unwrap();
+    let choice = choose(&book, &on_b).unwrap();
     grant(&mut book, &choice, &on_b);
     let work = book.work(&uid("p")).unwrap();
     assert!(work.release_lock);
@@ -545,7 +753,7 @@ fn hami_s_part_is_played_once_all_containers_are_granted() {
     book.set_pod(view);
     book.set_lock_owner(None);
     assert_eq!(book.work(&uid("p")), None);
-    assert!(book.candidates().is_empty());
+    assert!(waiting(&book).is_empty());
 }
 
 #[test]
@@ -573,22 +781,19 @@ fn the_lock_owner_comes_first_and_does_not_take_other_cards() {
     book.set_pod(hami("p1", &["c"], &format!("{A},NVIDIA,1000,0:;")).view());
     book.set_pod(hami("p9", &["c"], &format!("{A},NVIDIA,2000,0:;")).view());
     book.set_lock_owner(Some(("default".into(), "p9".into())));
-    assert_eq!(book.candidates()[0].pod.name, "p9");
+    assert_eq!(waiting(&book)[0], "p9");
     book.set_pod(hami("p9", &["c"], &format!("{B},NVIDIA,2000,0:;")).view());
-    let choice = book.choose_exact(&ids(&[(A, 0)])).unwrap();
-    assert_eq!(choice.candidate().pod.name, "p1");
+    let choice = choose(&book, &ids(&[(A, 0)])).unwrap();
+    assert_eq!(choice.candidate.pod.name, "p1");
 }
 
 #[test]
 fn amounts_that_mean_nothing_are_refused() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,0,0:;")).view());
-    assert!(matches!(
-        book.choose_exact(&ids(&[(A, 0)])),
-        Err(NoOwner::NoMemory { .. })
-    ));
+    assert!(matches!(choose(&book, &ids(&[(A, 0)])), Err(NoOwner::NoMemory { .. })));
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,-1,0:;")).view());
-    assert!(book.candidates().is_empty());
+    assert!(waiting(&book).is_empty());
 }
 
 #[test]
@@ -596,11 +801,7 @@ fn several_cards_match_in_any_order() {
     let mut book = book();
     book.set_pod(own("p", &["c"], &format!("{A},NVIDIA,1000,0:{B},NVIDIA,2000,0:;")).view());
     let both = ids(&[(B, 1), (A, 1)]);
-    let choice = book.choose_exact(&both).unwrap();
+    let choice = choose(&book, &both).unwrap();
     let record = grant(&mut book, &choice, &both);
     assert_eq!(limits(&record), [(A.to_owned(), 1000), (B.to_owned(), 2000)]);
-    assert!(matches!(
-        book.choose_moved(&ids(&[(A, 0), (A, 2)])),
-        Err(NoOwner::SameCardTwice { .. })
-    ));
 }

@@ -27,6 +27,8 @@ struct State {
     notes: Vec<PodNote>,
     writes: Vec<String>,
     failures: u32,
+    lists: u32,
+    silent: bool,
 }
 
 /// The API server. Clones are the same.
@@ -58,7 +60,28 @@ impl Api {
         (api, receiver)
     }
 
-    fn relist(&self) {
+    /// The watch tells nothing more, or tells again; requests are answered.
+    pub fn silence(&self, silent: bool) {
+        self.look(|state| state.silent = silent);
+    }
+
+    /// How often the pods were asked for.
+    pub fn lists(&self) -> u32 {
+        self.look(|state| state.lists)
+    }
+
+    /// Marks the pod as being deleted and tells it.
+    pub fn begin_deletion(&self, pod: &Pod) {
+        let view = self.look(|state| {
+            let value = state.pods.get_mut(&pod.uid()).expect("the test's own object");
+            value["metadata"]["deletionTimestamp"] = json!("2026-11-25T00:00:00Z");
+            PodView::from_json(value).expect("the test's own object")
+        });
+        self.send(ClusterChange::Pod(Box::new(view)));
+    }
+
+    /// Tells the whole list anew.
+    pub fn relist(&self) {
         let (pods, node) = self.look(|state| {
             let pods = state
                 .pods
@@ -76,6 +99,9 @@ impl Api {
     }
 
     fn send(&self, change: ClusterChange) {
+        if self.look(|state| state.silent) {
+            return;
+        }
         // A closed channel is an agent that was killed.
         let _closed = self.sender.try_send(change);
         self.changed.send_modify(|count| *count += 1);
@@ -203,6 +229,17 @@ impl Cluster for Api {
                 gone: true,
             }),
         }
+    }
+
+    async fn list_pods(&self) -> Result<Vec<PodView>, String> {
+        Ok(self.look(|state| {
+            state.lists += 1;
+            state
+                .pods
+                .values()
+                .map(|pod| PodView::from_json(pod).expect("the test's own object"))
+                .collect()
+        }))
     }
 
     async fn annotate_node(&self, annotations: &BTreeMap<String, Option<String>>) -> Result<(), WriteError> {

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tessera_engine::{Assumption, Candidates, Decision, Defaults, Engine, Snapshot, Vendor, Vendors, World};
-use tessera_types::{CardPolicy, CardUsage, Demand, NodePolicy};
+use tessera_engine::{
+    Assumption, Candidates, Decision, Defaults, Engine, Snapshot, Vendor, Vendors, World, WriteContext,
+};
+use tessera_types::{CardPolicy, CardUsage, Demand, NodeName, NodePolicy};
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::{NodeView, PodView, config, keys};
 
@@ -105,6 +107,14 @@ pub fn decide(engine: &Engine, world: &World, pod: &PodView) -> Decision {
     engine.decide(&world.snapshot(), &demand(engine, pod), Candidates::All)
 }
 
+pub fn at(node: &NodeName, now_seconds: i64) -> WriteContext<'_> {
+    WriteContext {
+        node,
+        now_seconds,
+        cards: &[],
+    }
+}
+
 /// Decides, assumes, and returns the annotations; `None` if nothing fits.
 pub fn place(engine: &Engine, world: &mut World, pod: &PodView, now: i64) -> Option<BTreeMap<String, String>> {
     let demand = demand(engine, pod);
@@ -117,11 +127,12 @@ pub fn place(engine: &Engine, world: &mut World, pod: &PodView, now: i64) -> Opt
             node: &winner.node,
             allocation: Arc::clone(&winner.allocation),
             priority: pod.priority,
+            facts: &demand.facts,
             now,
             expires_at: now + 90,
         })
         .unwrap();
-    Some(engine.annotations(&winner.node, &winner.allocation, &demand, now))
+    Some(engine.annotations(&winner.allocation, &demand, &at(&winner.node, now)))
 }
 
 /// The pod as it is once bound.

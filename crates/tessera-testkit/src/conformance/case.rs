@@ -68,7 +68,10 @@ pub fn expand_times(value: &mut Value, now: i64) {
                     Some(shift) => (shift, true),
                     None => (inside, false),
                 };
-                let seconds: i64 = shift.trim_end_matches('s').parse().unwrap_or(0);
+                let seconds: i64 = match shift.strip_suffix('m') {
+                    Some(minutes) => minutes.parse().unwrap_or(0) * 60,
+                    None => shift.trim_end_matches('s').parse().unwrap_or(0),
+                };
                 let printed = if rfc3339 {
                     time::print_rfc3339(now + seconds)
                 } else {

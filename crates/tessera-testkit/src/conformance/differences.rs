@@ -27,7 +27,15 @@ impl Differences {
     /// # Errors
     /// The file does not open or is not of this form, or an id stands twice.
     pub fn read() -> Result<Self, ConformanceError> {
-        let path = folder().join("differences.toml");
+        Self::read_named("differences")
+    }
+
+    /// Reads `<folder>/<name>.toml`, of the same form.
+    ///
+    /// # Errors
+    /// As [`Differences::read`].
+    pub fn read_named(name: &str) -> Result<Self, ConformanceError> {
+        let path = folder().join(format!("{name}.toml"));
         let text = std::fs::read_to_string(&path).map_err(|source| ConformanceError::Read {
             path: path.clone(),
             source,

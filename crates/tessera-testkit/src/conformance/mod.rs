@@ -57,6 +57,8 @@ pub struct Suite {
     name: String,
     cases: Vec<Case>,
     ops: Vec<(&'static str, Op)>,
+    /// Operations that this program does not run, with the reason.
+    elsewhere: Vec<(&'static str, &'static str)>,
 }
 
 /// The folder with the case files.
@@ -75,6 +77,7 @@ impl Suite {
             name: name.to_owned(),
             cases: case::read(&folder().join(format!("{name}-cases.jsonl")))?,
             ops: Vec::new(),
+            elsewhere: Vec::new(),
         })
     }
 
@@ -82,6 +85,13 @@ impl Suite {
     #[must_use]
     pub fn with(mut self, ops: &[(&'static str, Op)]) -> Self {
         self.ops.extend_from_slice(ops);
+        self
+    }
+
+    /// Leaves out the cases of these operations, each with the reason. They are counted and printed as not run.
+    #[must_use]
+    pub fn without(mut self, ops: &[(&'static str, &'static str)]) -> Self {
+        self.elsewhere.extend_from_slice(ops);
         self
     }
 
@@ -102,6 +112,10 @@ impl Suite {
     pub fn run(&self, differences: &Differences) -> Report {
         let mut report = Report::new(&self.name);
         for case in &self.cases {
+            if let Some((_, reason)) = self.elsewhere.iter().find(|(name, _)| *name == case.op) {
+                report.add(case, Verdict::NotRun((*reason).to_owned()));
+                continue;
+            }
             let op = self.ops.iter().rev().find(|(name, _)| *name == case.op);
             let outcome = match op {
                 Some((_, op)) => op(case),
@@ -184,8 +198,14 @@ mod tests {
             name: "x".to_owned(),
             cases: vec![case(json!(1))],
             ops: Vec::new(),
+            elsewhere: Vec::new(),
         };
         assert_eq!(suite.run(&Differences::default()).totals(), (0, 0, 1));
+        let elsewhere = suite
+            .clone()
+            .without(&[("x", "of the node")])
+            .run(&Differences::default());
+        assert_eq!((elsewhere.totals(), elsewhere.not_run()), ((0, 0, 0), 1));
         assert_eq!(
             suite
                 .with(&[("x", |_| Ok(json!(1)))])

@@ -14,6 +14,8 @@ pub enum Verdict {
     Differs(String),
     /// Neither.
     Failed(String),
+    /// Not of this program, for this reason.
+    NotRun(String),
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,6 +23,7 @@ struct Counts {
     passed: usize,
     differs: usize,
     failed: usize,
+    not_run: usize,
 }
 
 /// The counts of a run, by kind, and its failures.
@@ -30,6 +33,8 @@ pub struct Report {
     kinds: BTreeMap<String, Counts>,
     failures: Vec<String>,
     strict_differences: usize,
+    /// Operation and reason, with how many cases.
+    not_run: BTreeMap<String, usize>,
 }
 
 impl Report {
@@ -39,6 +44,7 @@ impl Report {
             kinds: BTreeMap::new(),
             failures: Vec::new(),
             strict_differences: 0,
+            not_run: BTreeMap::new(),
         }
     }
 
@@ -49,6 +55,10 @@ impl Report {
             Verdict::Differs(_) => {
                 counts.differs += 1;
                 self.strict_differences += usize::from(!case.deviation_ok);
+            }
+            Verdict::NotRun(reason) => {
+                counts.not_run += 1;
+                *self.not_run.entry(format!("{}: {reason}", case.op)).or_default() += 1;
             }
             Verdict::Failed(problem) => {
                 counts.failed += 1;
@@ -76,6 +86,12 @@ impl Report {
             })
     }
 
+    /// Cases that this program does not run.
+    #[must_use]
+    pub fn not_run(&self) -> usize {
+        self.not_run.values().sum()
+    }
+
     /// Differences from outcomes that the reference's users could count on.
     #[must_use]
     pub fn strict_differences(&self) -> usize {
@@ -85,18 +101,29 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24} {:>7} {:>8} {:>7}", self.name, "passed", "differ", "failed")?;
+        writeln!(
+            f,
+            "{:<24} {:>7} {:>8} {:>7} {:>8}",
+            self.name, "passed", "differ", "failed", "not run"
+        )?;
         for (kind, counts) in &self.kinds {
             writeln!(
                 f,
-                "  {kind:<22} {:>7} {:>8} {:>7}",
-                counts.passed, counts.differs, counts.failed
+                "  {kind:<22} {:>7} {:>8} {:>7} {:>8}",
+                counts.passed, counts.differs, counts.failed, counts.not_run
             )?;
         }
         for failure in &self.failures {
             writeln!(f, "  FAILED  {failure}")?;
         }
+        for (what, count) in &self.not_run {
+            writeln!(f, "  not run  {count:>3}  {what}")?;
+        }
         let (passed, differs, failed) = self.totals();
-        write!(f, "{passed} passed, {differs} differ by design, {failed} failed")
+        write!(
+            f,
+            "{passed} passed, {differs} differ by design, {failed} failed, {} not run",
+            self.not_run()
+        )
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tessera_types::{Card, CardId, Cores, Keyword, Mib, MigReservation, Placement, Share, Weights};
+use tessera_types::{Card, CardId, Cores, Extras, Keyword, Mib, MigReservation, Placement, Share, Weights};
 use tessera_wire::handshake::{self, NvidiaBook};
 use tessera_wire::mig::{self, MigAllow};
 use tessera_wire::node_lock::{self, LockOwner, LockStep, NodeLock, OwnerState, Release};
@@ -88,6 +88,7 @@ fn share(device: &Value) -> Result<Share, String> {
         class: Keyword::new(member::<String>(device, "type")?).map_err(text)?,
         memory: Mib::new(member(device, "mem")?),
         cores: Cores::new(member(device, "cores")?),
+        extra: Extras::NONE,
     })
 }
 

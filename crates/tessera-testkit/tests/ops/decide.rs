@@ -1,7 +1,7 @@
 //! A whole decision: nodes, pods that hold something, a new pod.
 
 use serde_json::{Map, Value, json};
-use tessera_engine::{Candidates, text as engine_text};
+use tessera_engine::{Candidates, WriteContext, text as engine_text};
 use tessera_testkit::conformance::wire_ops::{member, refused};
 use tessera_testkit::conformance::{Case, Op, now};
 use tessera_wire::{NodeView, PodView, keys, patch};
@@ -40,7 +40,15 @@ fn schedule(case: &Case) -> Result<Value, String> {
             .collect();
         return Ok(json!({"failed_nodes": failed}));
     };
-    let mut annotations = engine.annotations(&winner.node, &winner.allocation, &demand, now());
+    let mut annotations = engine.annotations(
+        &winner.allocation,
+        &demand,
+        &WriteContext {
+            node: &winner.node,
+            now_seconds: now(),
+            cards: &[],
+        },
+    );
     annotations.retain(|key, _| key != keys::VGPU_TIME && !key.starts_with(keys::TESSERA_PREFIX));
     let labels = patch::allocation(&annotations)["metadata"]["labels"].clone();
     Ok(json!({"nodes": [winner.node], "annotations": annotations, "labels": labels}))

@@ -98,6 +98,7 @@ impl Device {
             slots: self.used,
             memory: self.usedmem,
             cores: self.usedcores,
+            ..CardUsage::default()
         }
     }
 

@@ -115,8 +115,8 @@ fn quota_check(case: &Case) -> Result<Value, String> {
         let held = effective_usage(&allocation(&member::<String>(&entry, "allocation")?)?, &[], false);
         let sum = held
             .0
-            .values()
-            .fold(CardUsage::default(), |sum, (_, usage)| sum.plus(*usage));
+            .iter()
+            .fold(CardUsage::default(), |sum, (_, (_, usage))| sum.plus(*usage));
         let (memory, cores): (Mib, Cores) = (sum.memory, sum.cores);
         if member::<Option<bool>>(&entry, "remove")?.unwrap_or(false) {
             books.release(&namespace, names, memory, cores);

@@ -36,10 +36,10 @@ pub(crate) const OPS: &[(&str, Op)] = &[("http", http), ("bind", bind)];
 
 /// Pods and nodes by path, as far as binding needs them.
 #[derive(Clone, Default)]
-struct Server(Arc<Mutex<BTreeMap<String, Value>>>);
+pub(crate) struct Server(Arc<Mutex<BTreeMap<String, Value>>>);
 
 impl Server {
-    fn put(&self, path: &str, mut object: Value) {
+    pub(crate) fn put(&self, path: &str, mut object: Value) {
         object["metadata"]["resourceVersion"] = json!("1");
         self.0
             .lock()
@@ -47,7 +47,7 @@ impl Server {
             .insert(path.to_owned(), object);
     }
 
-    fn object(&self, path: &str) -> Value {
+    pub(crate) fn object(&self, path: &str) -> Value {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -153,7 +153,7 @@ async fn books(engine: &Engine, nodes: &[Value], synced: bool, stop: &Cancellati
     Ok(books)
 }
 
-async fn app(
+pub(crate) async fn app(
     case: &Case,
     server: Server,
     nodes: &[Value],
@@ -189,7 +189,9 @@ async fn app(
     Ok(App::new(parts, settings))
 }
 
-fn run<F: Future<Output = Result<Value, String>>>(work: impl FnOnce(CancellationToken) -> F) -> Result<Value, String> {
+pub(crate) fn run<F: Future<Output = Result<Value, String>>>(
+    work: impl FnOnce(CancellationToken) -> F,
+) -> Result<Value, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -201,7 +203,7 @@ fn run<F: Future<Output = Result<Value, String>>>(work: impl FnOnce(Cancellation
 }
 
 /// One request through the router: status and body.
-async fn ask(app: &Arc<App>, request: Request<Body>) -> Result<(u16, Value), String> {
+pub(crate) async fn ask(app: &Arc<App>, request: Request<Body>) -> Result<(u16, Value), String> {
     let response = router(app, Routes::All(Guard::Near))
         .oneshot(request)
         .await

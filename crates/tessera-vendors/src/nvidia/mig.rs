@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tessera_engine::{CardView, Held, Instance, Take};
-use tessera_types::{Dimension, Mib, MigProfile, Placement, Reason, ReasonKind};
+use tessera_types::{Dimension, Extras, Mib, MigProfile, Placement, Reason, ReasonKind};
 
 /// The instance for `memory`: the smallest profile that holds it and has a placement free. Compute plays no part; the
 /// profile's memory and compute are what is taken.
@@ -16,6 +16,7 @@ pub fn place(card: CardView<'_>, memory: Mib) -> Result<Take, Reason> {
         Some((profile, placement)) => Ok(Take {
             memory: profile.memory,
             cores: profile.cores,
+            extra: Extras::NONE,
             instance: Some(Instance {
                 profile: Arc::from(profile.name.as_str()),
                 placement,

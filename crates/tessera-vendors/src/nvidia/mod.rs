@@ -8,13 +8,18 @@ pub mod mig;
 mod request;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tessera_engine::{
     Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    NodeProblem, RequestError, ResourceNames, Take, Vendor, Want, comma_list, go_bool,
+    NodeProblem, RequestError, ResourceNames, Take, Vendor, Want, WriteContext, comma_list, go_bool,
 };
-use tessera_types::{Allocation, Ask, Card, ClassAllocation, Demand, Keyword, MigReservation, Reason, Selection};
+use tessera_types::{
+    Allocation, Ask, Card, CardId, ClassAllocation, Demand, Keyword, MigReservation, Reason, Selection,
+};
 use tessera_wire::{ContainerView, NodeView, PodView, config, device_text, keys, mig as wire_mig, register};
+
+use crate::Options;
 
 /// The NVIDIA class with the cluster's settings.
 #[derive(Debug, Clone)]
@@ -23,6 +28,12 @@ pub struct Nvidia {
     names: ResourceNames,
     keys: AnnotationKeys,
     settings: config::Nvidia,
+}
+
+/// The class, if the configuration has its section.
+pub(crate) fn classes(config: &config::DeviceConfig, _: &Options) -> Vec<Arc<dyn Vendor>> {
+    let class = |settings| -> Arc<dyn Vendor> { Arc::new(Nvidia::new(settings)) };
+    config.nvidia.as_ref().map(class).into_iter().collect()
 }
 
 fn name(text: &str) -> Option<String> {
@@ -43,7 +54,7 @@ impl Nvidia {
             cores: name(&settings.resource_core_name),
             priority: name(&settings.resource_priority_name),
             memory_factor: u32::try_from(settings.memory_factor).unwrap_or(1).max(1),
-            others: Vec::new(),
+            ..ResourceNames::default()
         };
         let keys = AnnotationKeys {
             register: Some(keys::NVIDIA_REGISTER.to_owned()),
@@ -143,11 +154,15 @@ impl Vendor for Nvidia {
         if card.card.mode.is_mig() {
             return mig::place(card, want.memory);
         }
-        Ok(Take {
-            memory: want.memory,
-            cores: want.cores,
-            instance: None,
-        })
+        Ok(Take::as_wanted(want))
+    }
+
+    fn own_agent(&self) -> bool {
+        true
+    }
+
+    fn reserved_env(&self) -> &[&str] {
+        &[keys::ENV_VISIBLE_DEVICES, keys::ENV_DISABLE_CONTROL]
     }
 
     fn repeats(&self, card: &Card, selection: &Selection) -> bool {
@@ -158,7 +173,7 @@ impl Vendor for Nvidia {
                 .is_none_or(|modes| modes.contains(card.mode.as_str()))
     }
 
-    fn annotations(&self, allocation: &Allocation, _demand: &Demand) -> BTreeMap<String, String> {
+    fn annotations(&self, allocation: &Allocation, _: &Demand, _: &WriteContext<'_>) -> BTreeMap<String, String> {
         let mut annotations = BTreeMap::new();
         let Some(class) = allocation.classes.get(&self.keyword) else {
             return annotations;
@@ -166,7 +181,9 @@ impl Vendor for Nvidia {
         let text = device_text::print(class);
         annotations.insert(keys::NVIDIA_TO_ALLOCATE.to_owned(), text.clone());
         annotations.insert(keys::NVIDIA_ALLOCATED.to_owned(), text);
-        if let Some(text) = wire_mig::print_reservations(&allocation.mig) {
+        let own = |card: &CardId| class.iter().flatten().any(|share| share.card == *card);
+        let reserved: Vec<MigReservation> = allocation.mig.iter().filter(|one| own(&one.card)).cloned().collect();
+        if let Some(text) = wire_mig::print_reservations(&reserved) {
             annotations.insert(keys::MIG_ALLOCATIONS.to_owned(), text);
         }
         annotations

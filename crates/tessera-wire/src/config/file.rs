@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::nvidia::present;
 use super::{
-    Ascend, AwsNeuron, ConfigError, CountMemoryCore, CountOnly, Enflame, Iluvatar, Kunlun, Metax, Mthreads, Nvidia,
+    Amd, Ascend, AwsNeuron, Biren, ConfigError, CountMemoryCore, Enflame, Gaudi, Iluvatar, Intel, Kunlun, Metax,
+    Mthreads, Nvidia, Vastai,
 };
 
 /// The largest file read.
@@ -33,11 +34,15 @@ pub struct DeviceConfig {
     /// AWS Neuron.
     pub awsneuron: Option<AwsNeuron>,
     /// AMD.
-    pub amd: Option<CountMemoryCore>,
+    pub amd: Option<Amd>,
     /// Vastai.
-    pub vastai: Option<CountOnly>,
+    pub vastai: Option<Vastai>,
     /// Biren.
-    pub biren: Option<CountOnly>,
+    pub biren: Option<Biren>,
+    /// Intel GPUs.
+    pub intel: Option<Intel>,
+    /// Intel Gaudi.
+    pub gaudi: Option<Gaudi>,
     /// Ascend, chip by chip.
     pub vnpus: Option<Ascend>,
     /// The form of Iluvatar before it became a list. Read and put aside.
@@ -83,6 +88,15 @@ impl DeviceConfig {
                         .to_owned(),
                 );
             }
+        }
+        if let Some(intel) = &config.intel {
+            intel.check(text)?;
+        }
+        if let Some(amd) = &config.amd {
+            amd.check(text)?;
+        }
+        if let Some(ascend) = &config.vnpus {
+            ascend.check(text)?;
         }
         if config.old_iluvatar {
             config

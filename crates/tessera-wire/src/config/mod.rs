@@ -5,19 +5,27 @@
 //! reported by [`DeviceConfig::warnings`]. A key that is left out has the value that the chart gives it, so that no
 //! missing key stops a process.
 
+mod amd;
+mod ascend;
 mod error;
 mod file;
+mod intel;
 mod node;
 mod nvidia;
 mod sections;
 #[cfg(test)]
 mod tests;
 
+pub use amd::Amd;
 pub use error::ConfigError;
 pub use file::DeviceConfig;
+pub use intel::{
+    Gaudi, GaudiHealth, Intel, IntelByPath, IntelHealth, IntelIntegratedMemory, IntelIsolation, IntelSriov,
+    IntelSriovProfile, IntelUnit, IntelWall,
+};
 pub use node::{NodeConfig, NodeConfigFile};
 pub use nvidia::{CorePolicy, Nvidia};
 pub use sections::{
-    Ascend, AscendChip, AscendTemplate, AwsNeuron, CountMemoryCore, CountOnly, Enflame, Iluvatar, Kunlun, Metax,
-    Mthreads,
+    Ascend, AscendChip, AscendTemplate, AwsNeuron, Biren, CountMemoryCore, Enflame, EnflameMemoryUnit, Iluvatar,
+    Kunlun, KunlunTopology, Metax, Mthreads, NeuronTopology, Vastai, VastaiPacking,
 };

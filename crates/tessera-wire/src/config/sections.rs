@@ -26,13 +26,40 @@ pub struct CountMemoryCore {
     pub memory_factor: i32,
 }
 
-/// A count name only (`vastai`, `biren`).
+/// `biren`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct CountOnly {
+pub struct Biren {
     /// Resource: number of cards.
     #[serde(deserialize_with = "nullable")]
     pub resource_count_name: String,
+    /// Resources: number of hardware instances, each a half or a quarter of a card. The name says which, as the device
+    /// plugin's does: `birentech.com/1-2-gpu`, `birentech.com/1-4-gpu`.
+    #[serde(deserialize_with = "nullable")]
+    pub instance_resources: Vec<String>,
+}
+
+/// `vastai`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Vastai {
+    /// Resource: number of cards or dies, whichever the node registers.
+    #[serde(deserialize_with = "nullable")]
+    pub resource_count_name: String,
+    /// From which cards dies are taken.
+    #[serde(deserialize_with = "nullable")]
+    pub packing: VastaiPacking,
+}
+
+/// From which cards dies are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VastaiPacking {
+    /// The card with the fewest free dies that holds all of them, so that other cards stay whole.
+    #[default]
+    BestFit,
+    /// The card with the most free dies.
+    Hami,
 }
 
 /// `mthreads`.
@@ -99,6 +126,22 @@ pub struct Enflame {
     /// Resource: percent of a card, in HAMi 2.9.
     #[serde(rename = "resourceNameVGCUPercentage", deserialize_with = "nullable")]
     pub resource_name_vgcu_percentage: String,
+    /// What a number of `enflame.com/gcu-memory` counts.
+    #[serde(rename = "memoryUnit", deserialize_with = "nullable")]
+    pub memory_unit: EnflameMemoryUnit,
+}
+
+/// What one unit of a partition's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum EnflameMemoryUnit {
+    /// GiB up to twice the memory of a card, MiB above, as HAMi guesses.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// GiB.
+    GiB,
+    /// MiB.
+    MiB,
 }
 
 /// `kunlun`.
@@ -114,6 +157,30 @@ pub struct Kunlun {
     /// Resource: memory of a share.
     #[serde(rename = "resourceVMemoryName", deserialize_with = "nullable")]
     pub resource_vmemory_name: String,
+    /// MiB of a card; 0 is that of a P800.
+    #[serde(rename = "cardMemoryMiB", deserialize_with = "nullable")]
+    pub card_memory_mib: u32,
+    /// MiB of the shares that a card can be split into, one size a card; empty is those of a P800.
+    #[serde(deserialize_with = "nullable")]
+    pub shares: Vec<u32>,
+    /// Which cards are linked.
+    #[serde(deserialize_with = "nullable")]
+    pub topology: KunlunTopology,
+}
+
+/// How the cards of a Kunlunxin node are linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum KunlunTopology {
+    /// As the node says, which today is always a board of eight.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Boards of eight cards in two wings.
+    #[serde(rename = "p800-8")]
+    P8008,
+    /// Not at all: any cards will do.
+    #[serde(rename = "none")]
+    None,
 }
 
 /// `awsneuron`.
@@ -126,6 +193,20 @@ pub struct AwsNeuron {
     /// Resource: number of cores.
     #[serde(deserialize_with = "nullable")]
     pub resource_core_name: String,
+    /// Which devices are given together.
+    #[serde(deserialize_with = "nullable")]
+    pub topology: NeuronTopology,
+}
+
+/// How several Neuron devices are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NeuronTopology {
+    /// Linked ones, by the node's instance type.
+    #[default]
+    Auto,
+    /// Any.
+    Off,
 }
 
 /// One chip of `iluvatars`.
