@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use tessera_kubelet::proto::deviceplugin_v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
-use tessera_region::{CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, fs::GrantDir};
+use tessera_region::{ACCOUNT_FILE, CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, fs::GrantDir};
 use tessera_types::CardId;
 
 use crate::book::Record;
@@ -223,7 +223,9 @@ fn mounts(frame: &Frame, subject: &Subject<'_>, mounts: &mut Vec<Mount>) {
     if let Some(id) = subject.record.grant_id() {
         let grant = GrantDir::new(&frame.grants, id);
         mounts.push(mount(&grant.read_only(), Path::new(CONTAINER_GRANT_DIR), true));
-        mounts.push(mount(&grant.read_write(), Path::new(CONTAINER_ACCOUNT_DIR), false));
+        // The file alone: in a writable folder a container could make others.
+        let account = Path::new(CONTAINER_ACCOUNT_DIR).join(ACCOUNT_FILE);
+        mounts.push(mount(&grant.account_file(), &account, false));
     }
     let license = vgpu.join("license");
     if license.is_file() {

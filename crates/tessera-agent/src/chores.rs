@@ -195,6 +195,7 @@ pub async fn sweep<C: Cluster>(desk: Arc<Desk<C>>, mut synced: watch::Receiver<b
             _ = tick.tick() => {}
         }
         sweep_once(&desk, &mut gone, Instant::now());
+        desk.cut_accounts();
     }
 }
 

@@ -213,6 +213,15 @@ impl<C: Cluster> Desk<C> {
         self.change(|book| book.remove_record(&record.id));
     }
 
+    /// Cuts accounts that containers made longer than they are.
+    pub fn cut_accounts(&self) {
+        let records: Vec<Record> = self.read(|book| book.records().cloned().collect());
+        for record in self.store.cut_accounts(&records) {
+            warn!(pod = %record.pod, container = %record.container, grant = %record.id,
+                "A container wrote past the end of its account; the rest was cut off.");
+        }
+    }
+
     /// What the kubelet says.
     #[must_use]
     pub fn witness(&self) -> &Witness {

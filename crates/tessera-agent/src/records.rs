@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tessera_region::{CardFlags, CardGrant, Grant, GrantError, GrantId, GrantState, fs};
+use tessera_region::{ACCOUNT_SIZE, CardFlags, CardGrant, Grant, GrantError, GrantId, GrantState, fs};
 use tessera_types::Share;
 use tracing::warn;
 
@@ -155,6 +155,29 @@ impl Store {
             fs::reset_account(&self.grants, id)?;
         }
         Ok(())
+    }
+
+    /// Cuts accounts that a container made longer than they are, so that none
+    /// can fill the node's memory; gives back whose they are.
+    #[must_use]
+    pub fn cut_accounts<'a>(&self, records: impl IntoIterator<Item = &'a Record>) -> Vec<&'a Record> {
+        let cut = |record: &Record| -> io::Result<bool> {
+            let Some(id) = record.grant_id().filter(|_| record.limited) else {
+                return Ok(false);
+            };
+            let path = fs::GrantDir::new(&self.grants, id).account_file();
+            if std::fs::metadata(&path)?.len() <= ACCOUNT_SIZE as u64 {
+                return Ok(false);
+            }
+            let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+            file.set_len(ACCOUNT_SIZE as u64)?;
+            Ok(true)
+        };
+        // One that cannot be looked at is on its way in or out.
+        records
+            .into_iter()
+            .filter(|record| cut(record).unwrap_or(false))
+            .collect()
     }
 
     /// Removes grant and record. What is missing is fine.

@@ -15,10 +15,11 @@ use crate::answer;
 use crate::book::{KubeletView, Truth};
 use crate::desk::chain;
 
-/// Patience with the kubelet's own API when nothing else tells an owner.
+/// Patience with the kubelet's own API. On a busy machine its answer takes a
+/// while, and it is worth it.
 const PATIENT: Duration = Duration::from_secs(2);
-/// The same while the kubelet waits for a preference.
-const BRISK: Duration = Duration::from_millis(500);
+/// The same after it did not answer, while the kubelet waits for us.
+const BRISK: Duration = Duration::from_millis(200);
 
 /// Which version of the checkpoint was read. It is replaced by rename.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +107,12 @@ impl Witness {
 
     /// Both records, for the moment in which the kubelet asks for a preference.
     pub async fn view(&self) -> KubeletView {
-        let pods = match podresources::pods(&self.socket, &self.resource, BRISK).await {
+        let patience = if self.silent.load(Ordering::Relaxed) {
+            BRISK
+        } else {
+            PATIENT
+        };
+        let pods = match podresources::pods(&self.socket, &self.resource, patience).await {
             Ok(pods) => {
                 if self.silent.swap(false, Ordering::Relaxed) {
                     info!("The kubelet says again which pods it knows.");

@@ -335,7 +335,14 @@ async fn a_pod_gets_its_limits_its_devices_and_a_sealed_grant() {
         mount("/run/tessera/grant").unwrap().1,
         "a tenant cannot write its grant"
     );
-    assert!(!mount("/run/tessera/account").unwrap().1);
+    let (account, read_only) = mount("/run/tessera/account/account").unwrap();
+    assert!(!read_only && Path::new(account).is_file());
+    // A container that makes it longer gains nothing.
+    let file = std::fs::OpenOptions::new().write(true).open(account).unwrap();
+    let size = file.metadata().unwrap().len();
+    file.set_len(size + (1 << 20)).unwrap();
+    node.agent.desk.cut_accounts();
+    assert_eq!(file.metadata().unwrap().len(), size);
     assert!(mount("/etc/ld.so.preload").unwrap().1);
     // Files that stand for devices are bound, only those of the card's own.
     assert_eq!(mount("/dev/nvidiactl"), Some(("/driver/dev/nvidiactl", false)));

@@ -411,7 +411,7 @@ impl<'a> Question<'a> {
             }
             return self.fit(&left);
         }
-        if let Some(outcome) = node.remembered(&self.shape) {
+        if let Some(outcome) = node.remembered(&mut self.shape) {
             return outcome;
         }
         let outcome = self.fit(node);

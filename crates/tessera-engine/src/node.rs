@@ -284,12 +284,15 @@ impl NodeState {
         self.renew();
     }
 
-    pub(crate) fn remembered(&self, shape: &Arc<Shape>) -> Option<Outcome> {
+    /// The outcome for a shape of this content. `shape` becomes the one that was remembered, so that comparing it with
+    /// what other nodes remember of the same wave of pods takes no look at the content.
+    pub(crate) fn remembered(&self, shape: &mut Arc<Shape>) -> Option<Outcome> {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory
-            .iter()
-            .find(|(known, _)| Shape::same(known, shape))
-            .map(|(_, outcome)| outcome.clone())
+        let (known, outcome) = memory.iter().find(|(known, _)| Shape::same(known, shape))?;
+        if !Arc::ptr_eq(known, shape) {
+            *shape = Arc::clone(known);
+        }
+        Some(outcome.clone())
     }
 
     pub(crate) fn remember(&self, shape: &Arc<Shape>, outcome: &Outcome) {

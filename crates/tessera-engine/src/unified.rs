@@ -45,7 +45,10 @@ pub(crate) fn translate(
             return Err(RequestError::resource(
                 &container.name,
                 own,
-                format!("it stands beside `{}`, and a container is asked for in one way", keys::TESSERA_GPU),
+                format!(
+                    "it stands beside `{}`, and a container is asked for in one way",
+                    keys::TESSERA_GPU
+                ),
                 "keep one of the two",
             ));
         }
@@ -68,14 +71,19 @@ pub(crate) fn translate(
         RequestError::annotation(
             keys::TESSERA_VENDORS,
             "none of these classes can give a part of a card by memory and compute",
-            format!("leave out `{}` and `{}`, or name another class", keys::TESSERA_MEMORY, keys::TESSERA_CORES),
+            format!(
+                "leave out `{}` and `{}`, or name another class",
+                keys::TESSERA_MEMORY,
+                keys::TESSERA_CORES
+            ),
         )
     })
 }
 
 /// What a container asks for by the common names.
 fn read(container: &ContainerView) -> Result<Option<Unified>, RequestError> {
-    let error = |field: &str, problem: String, next: &str| Err(RequestError::resource(&container.name, field, problem, next));
+    let error =
+        |field: &str, problem: String, next: &str| Err(RequestError::resource(&container.name, field, problem, next));
     let number = |field: &'static str, most: i64, next: &'static str| match container.amount(field) {
         None => Ok(None),
         Some(quantity) => match quantity.as_integer() {
@@ -88,9 +96,21 @@ fn read(container: &ContainerView) -> Result<Option<Unified>, RequestError> {
             )),
         },
     };
-    let count = number(keys::TESSERA_GPU, i64::from(u16::MAX), "write a whole number of cards, such as 1")?;
-    let cores = number(keys::TESSERA_CORES, 100, "write the percent of a card's compute, 1 to 100")?;
-    let memory = number(keys::TESSERA_MEMORY, i64::MAX, "write an amount with its unit, such as 8Gi")?;
+    let count = number(
+        keys::TESSERA_GPU,
+        i64::from(u16::MAX),
+        "write a whole number of cards, such as 1",
+    )?;
+    let cores = number(
+        keys::TESSERA_CORES,
+        100,
+        "write the percent of a card's compute, 1 to 100",
+    )?;
+    let memory = number(
+        keys::TESSERA_MEMORY,
+        i64::MAX,
+        "write an amount with its unit, such as 8Gi",
+    )?;
     if count.is_none() && cores.is_none() && memory.is_none() || count == Some(0) {
         return Ok(None);
     }
@@ -125,7 +145,10 @@ fn supported<'a>(view: &PodView, engine: &'a Engine) -> Result<Vec<&'a dyn Vendo
         return Err(RequestError::annotation(
             keys::TESSERA_VENDORS,
             format!("it is missing beside `{}`", keys::TESSERA_GPU),
-            format!("name the classes that the image supports, the preferred first; here are {}", all()),
+            format!(
+                "name the classes that the image supports, the preferred first; here are {}",
+                all()
+            ),
         ));
     }
     words
@@ -145,7 +168,11 @@ fn supported<'a>(view: &PodView, engine: &'a Engine) -> Result<Vec<&'a dyn Vendo
 }
 
 fn in_words_of(vendor: &dyn Vendor, pod: &Value, view: &PodView, asked: &[(usize, Unified)]) -> Option<Translated> {
-    let init = view.containers.iter().filter(|container| container.role != ContainerRole::App).count();
+    let init = view
+        .containers
+        .iter()
+        .filter(|container| container.role != ContainerRole::App)
+        .count();
     let mut translated = pod.clone();
     let mut ops = Vec::new();
     let mut said = Map::new();
@@ -164,7 +191,10 @@ fn in_words_of(vendor: &dyn Vendor, pod: &Value, view: &PodView, asked: &[(usize
                 amounts.retain(|name, _| !COMMON.contains(&name.as_str()));
             }
         }
-        let words: Map<String, Value> = own.iter().map(|(name, amount)| (name.clone(), json!(amount.to_string()))).collect();
+        let words: Map<String, Value> = own
+            .iter()
+            .map(|(name, amount)| (name.clone(), json!(amount.to_string())))
+            .collect();
         let limits = resources.entry("limits").or_insert_with(|| json!({}));
         limits.as_object_mut()?.extend(words.clone());
         said.insert(view.containers[*at].name.clone(), Value::Object(words));

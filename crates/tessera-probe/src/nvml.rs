@@ -93,7 +93,9 @@ impl fmt::Display for Code {
 #[derive(Debug, thiserror::Error)]
 pub enum NvmlError {
     /// No library below the driver root.
-    #[error("no NVIDIA driver: `{LIBRARY}` is not below `{root}`; install the driver, or set --nvidia-driver-root to where it is")]
+    #[error(
+        "no NVIDIA driver: `{LIBRARY}` is not below `{root}`; install the driver, or set --nvidia-driver-root to where it is"
+    )]
     Absent {
         /// Our path of the root.
         root: PathBuf,

@@ -116,6 +116,47 @@ fn no_two_classes_have_a_name_in_common() {
     }
 }
 
+#[test]
+fn the_common_request_lands_where_there_is_room() {
+    let nvidia = &ROWS[0];
+    let hygon = ROWS.iter().find(|row| row.class == "DCU").unwrap();
+    let mut cluster = Cluster::without_node(nvidia);
+    let annotations = joined(&(nvidia.node)().0, &(hygon.node)().0);
+    cluster.set_node(&annotations);
+    let ask = |cluster: &Cluster, name: &str, vendors: &str| {
+        let limits = &[
+            ("tessera.dev/gpu", "1"),
+            ("tessera.dev/memory", "16Gi"),
+            ("tessera.dev/cores", "60"),
+        ];
+        let mut pod = cluster.pod(name, limits);
+        pod["metadata"]["annotations"]["tessera.dev/vendors"] = json!(vendors);
+        pod
+    };
+    // 60 percent of two cards, then of the other maker's two.
+    for (name, class) in [("a", "NVIDIA"), ("b", "NVIDIA"), ("c", "DCU"), ("d", "DCU")] {
+        let pod = ask(&cluster, name, "nvidia, DCU");
+        cluster.place(&pod).unwrap_or_else(|no| panic!("{name}: {no:?}"));
+        let text = cluster.pods[name]["metadata"]["annotations"]["tessera.dev/translated"].clone();
+        let said = format!("\"class\":\"{class}\"");
+        assert!(text.as_str().unwrap().contains(&said), "{name}: {text}");
+    }
+    let full = cluster.place(&ask(&cluster, "e", "NVIDIA,DCU")).unwrap_err();
+    assert!(full.text().contains("short of compute"), "{full:?}");
+    let unknown = cluster.place(&ask(&cluster, "f", "DCUU")).unwrap_err();
+    assert!(unknown.text().contains("did you mean `DCU`"), "{unknown:?}");
+    let mut unsaid = ask(&cluster, "g", "");
+    unsaid["metadata"]["annotations"] = json!({});
+    let unsaid = cluster.place(&unsaid).unwrap_err();
+    assert!(unsaid.text().contains("tessera.dev/vendors"), "{unsaid:?}");
+    let mut small = ask(&cluster, "h", "NVIDIA");
+    for member in ["limits", "requests"] {
+        small["spec"]["containers"][0]["resources"][member]["tessera.dev/memory"] = json!("8000");
+    }
+    let small = cluster.place(&small).unwrap_err();
+    assert!(small.text().contains("such as 8Gi"), "{small:?}");
+}
+
 /// Annotations or amounts of both.
 fn joined(one: &Value, other: &Value) -> Value {
     let mut both = one.clone();

@@ -78,7 +78,10 @@ fn main() -> ExitCode {
 
 /// Runs the node agent under a process that starts it again when it is killed.
 fn supervised() -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(supervise::run())
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(supervise::run())
 }
 
 /// Runs a service to its end on `workers` threads.

@@ -56,7 +56,10 @@ pub(crate) async fn run() -> Result<ExitCode> {
                 LATELY.as_secs()
             );
         }
-        crate::tell(&mut std::io::stderr(), &format!("The agent was killed ({ended}); starting it again."));
+        crate::tell(
+            &mut std::io::stderr(),
+            &format!("The agent was killed ({ended}); starting it again."),
+        );
     }
 }
 
@@ -70,7 +73,10 @@ fn start() -> Result<Child> {
 }
 
 fn stop(child: &Child) {
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let pid = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(Pid::from_raw);
     if let Some(pid) = pid {
         // It may have ended in between; then there is nothing to stop.
         let _gone = kill_process(pid, Signal::TERM);

@@ -14,6 +14,7 @@ fn pod_names() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = keys::USER_KEYS
         .into_iter()
         .chain(keys::ALLOCATION_KEYS)
+        .chain([keys::TESSERA_GPU, keys::TESSERA_MEMORY, keys::TESSERA_CORES])
         .map(str::to_owned)
         .collect();
     for vendor in vendors.iter() {

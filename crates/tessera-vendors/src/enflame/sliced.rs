@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tessera_engine::{
     Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, RequestError, ResourceNames, Unified, Rules, Take, Vendor, Want, WriteContext, comma_list,
+    LockKind, NodeProblem, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext, comma_list,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardId, CardMode, ClassAllocation, ContainerRole, Cores, Demand, Extras, Keyword, MemoryAsk,

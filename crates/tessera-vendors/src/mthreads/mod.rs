@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tessera_engine::{
     Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Unified, Rules, Take, Vendor, Want, WriteContext,
+    LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, Reason,

@@ -76,6 +76,7 @@ pub(crate) const ALL: &[Behaviour] = &[
         "a node that goes and comes back has the same bookings",
         node_gone,
     ),
+    ("unified", "`tessera.dev/gpu` is translated to its names", unified),
     (
         "privileged",
         "a privileged container with a card is refused",
@@ -524,6 +525,31 @@ fn node_gone(row: &'static Row) -> Option<&'static str> {
     let node = node_object(row, &(row.node)().0);
     cluster.world.set_node(&NodeView::from_json(&node).unwrap());
     assert_eq!(usage(&cluster), before);
+    None
+}
+
+fn unified(row: &'static Row) -> Option<&'static str> {
+    let mut cluster = Cluster::new(row);
+    let ask = |cluster: &Cluster, name: &str| {
+        let mut pod = cluster.pod(name, &[("tessera.dev/gpu", "1")]);
+        pod["metadata"]["annotations"]["tessera.dev/vendors"] = json!(row.class);
+        pod
+    };
+    let reviewed = cluster
+        .review(&ask(&cluster, "p"))
+        .unwrap_or_else(|no| panic!("{no:?}"));
+    let limits = &reviewed["spec"]["containers"][0]["resources"]["limits"];
+    assert!(limits["tessera.dev/gpu"].is_null(), "{limits}");
+    let translated = &reviewed["metadata"]["annotations"]["tessera.dev/translated"];
+    assert!(
+        translated.as_str().is_some_and(|text| text.contains(row.class)),
+        "{translated}"
+    );
+    for at in 0..row.cards {
+        let pod = ask(&cluster, &format!("p{at}"));
+        cluster.place(&pod).unwrap_or_else(|no| panic!("{no:?}"));
+    }
+    assert!(cluster.place(&ask(&cluster, "more")).is_err());
     None
 }
 

@@ -395,6 +395,7 @@ pub(crate) const ROWS: &[Row] = &[
         breaks: None,
         cannot: &[
             ("pair", "a container gets one partition of one card"),
+            ("unified", "slices are no exact parts of memory and compute"),
             ("ids", COUNTED),
             ("models", COUNTED),
         ],
