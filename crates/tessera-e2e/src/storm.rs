@@ -431,10 +431,27 @@ fn nobody_to_ask(pod: &Pod) -> bool {
         "code = Canceled",
     ];
     let message = pod.status.as_ref().and_then(|status| status.message.as_deref());
-    refused(pod)
+    let told = refused(pod)
         && DEAD
             .iter()
-            .any(|dead| message.is_some_and(|message| message.contains(dead)))
+            .any(|dead| message.is_some_and(|message| message.contains(dead)));
+    told || ran_well(pod)
+}
+
+/// Whether every container came to its good end. Such a pod is `Failed` only if a restarted kubelet refused it while its
+/// containers already ran; the phase stays, the reason is written over.
+fn ran_well(pod: &Pod) -> bool {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_deref());
+    statuses.is_some_and(|statuses| {
+        !statuses.is_empty()
+            && statuses.iter().all(|status| {
+                let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+                ended.is_some_and(|ended| ended.exit_code == 0)
+            })
+    })
 }
 
 /// Whether the pod was never admitted.
