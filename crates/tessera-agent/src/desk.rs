@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tessera_kubelet::proto::deviceplugin_v1beta1::ContainerAllocateResponse;
 use tessera_kubelet::{Plugin, PluginDevice, PreferredRequest, Refusal};
-use tessera_types::PodId;
+use tessera_types::{PodId, PodUid};
 use tessera_wire::keys;
 use tessera_wire::{EnvValue, PodView};
 use tokio::sync::watch;
@@ -547,9 +547,15 @@ impl<C: Cluster> Desk<C> {
             1 => self.metrics.mismatch(Mismatch::Retargeted),
             _ => self.metrics.mismatch(Mismatch::Exchanged),
         }
+        // The same ids in the hands of two pods (the kubelet may hand them out
+        // twice) leave open which of them starts.
+        let pods: BTreeSet<PodUid> = self.read(|book| {
+            let records = asked.iter().filter_map(|id| book.record(id));
+            records.map(|record| record.pod.uid.clone()).collect()
+        });
         for id in asked {
             // A grant that was confirmed before is being started again.
-            if changed.iter().any(|record| record.id == *id) {
+            if pods.len() > 1 || changed.iter().any(|record| record.id == *id) {
                 continue;
             }
             let known = self.read(|book| {

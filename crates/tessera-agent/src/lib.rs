@@ -7,7 +7,8 @@
 //! server, cards from the driver. There is no shutdown logic that matters.
 //!
 //! [`run`] is the whole; [`serve`] is the same with the API server as an
-//! argument.
+//! argument. [`front::Front`] is what the kubelet sees when the whole runs as
+//! its child, by [`run_behind`].
 
 pub mod answer;
 pub mod args;
@@ -18,6 +19,7 @@ pub mod chores;
 pub mod cluster;
 pub mod desk;
 pub mod driver_files;
+pub mod front;
 pub mod kube;
 pub mod library;
 pub mod metrics;
@@ -30,9 +32,11 @@ pub mod web;
 pub mod witness;
 
 pub use args::{AgentArgs, LogFormat};
-pub use serve::{ApiHealth, serve};
+pub use serve::{ApiHealth, Door, serve, serve_at};
 
 use std::time::Duration;
+
+use anyhow::Context;
 
 use tessera_kube::watch::Freshness;
 use tessera_kube::{ClientSettings, events};
@@ -76,6 +80,19 @@ pub fn init_logs(args: &AgentArgs) {
 /// may get better by itself (API server away, driver missing, kubelet away,
 /// disk full) is waited for and told.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
+    run_at(Door::Kubelet, args).await
+}
+
+/// The same as the child of a process that has a [`front::Front`].
+///
+/// # Errors
+/// Those of [`run`], or standard input is not the line that the front makes.
+pub async fn run_behind(args: AgentArgs) -> anyhow::Result<()> {
+    let line = front::line().context("standard input is not the line to the process in front")?;
+    run_at(Door::Front(line), args).await
+}
+
+async fn run_at(door: Door, args: AgentArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -102,7 +119,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             stop.cancel();
         })
     };
-    let running = serve(settings, cluster, changes, std::sync::Arc::new(freshness), stop.clone());
+    let running = serve_at(
+        door,
+        settings,
+        cluster,
+        changes,
+        std::sync::Arc::new(freshness),
+        stop.clone(),
+    );
     tokio::pin!(running);
     let ended = tokio::select! {
         ended = &mut running => ended,

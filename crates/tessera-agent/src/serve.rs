@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::Context;
 use tessera_kube::watch::Freshness;
 use tessera_kubelet::socket::{Occupant, occupant};
-use tessera_kubelet::{ServeConfig, StreamState};
+use tessera_kubelet::{Plugin, ServeConfig, StreamState};
 use tessera_probe::{DriverRoot, DriverState, Inventory, Monitor, MonitorConfig, XidPolicy};
 use tessera_types::Keyword;
 use tessera_wire::keys;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -55,12 +56,27 @@ impl ApiHealth for Freshness {
     }
 }
 
-/// Runs every part until `stop`.
+/// Runs every part until `stop`, registered with the kubelet.
 ///
 /// # Errors
 /// The health page's address is in use, or the folders for grants cannot be
 /// made.
 pub async fn serve<C: Cluster>(
+    settings: Settings,
+    cluster: C,
+    changes: mpsc::Receiver<ClusterChange>,
+    api: Arc<dyn ApiHealth>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    serve_at(Door::Kubelet, settings, cluster, changes, api, stop).await
+}
+
+/// The same with the kubelet's calls coming in at `door`.
+///
+/// # Errors
+/// Those of [`serve`].
+pub async fn serve_at<C: Cluster>(
+    door: Door,
     settings: Settings,
     cluster: C,
     changes: mpsc::Receiver<ClusterChange>,
@@ -137,7 +153,7 @@ pub async fn serve<C: Cluster>(
     parts.spawn(chores::register(Arc::clone(&desk), wanted, node, stop.clone()));
     parts.spawn(chores::sweep(Arc::clone(&desk), synced, stop.clone()));
     parts.spawn(library(Arc::clone(&desk), stop.clone()));
-    parts.spawn(kubelet(Arc::clone(&desk), known, stream_sender, stop.clone()));
+    parts.spawn(open(door, Arc::clone(&desk), known, stream_sender, stop.clone()));
     let mut states = status.monitor.states();
     let cards = async {
         loop {
@@ -271,21 +287,51 @@ async fn library<C: Cluster>(desk: Arc<Desk<C>>, stop: CancellationToken) {
     }
 }
 
+/// Where the kubelet's calls come in.
+#[derive(Debug)]
+pub enum Door {
+    /// The kubelet's own: we register with it.
+    Kubelet,
+    /// The line to a [`Front`](crate::front::Front) that did.
+    Front(UnixStream),
+}
+
 /// Serves the kubelet once cards are known: a resource without known cards is
 /// not registered, since that would take its capacity away.
-async fn kubelet<C: Cluster>(
+async fn open<C: Cluster>(
+    door: Door,
     desk: Arc<Desk<C>>,
     mut known: watch::Receiver<bool>,
     stream: watch::Sender<StreamState>,
     stop: CancellationToken,
 ) {
-    let ready = async { known.wait_for(|known| *known).await.is_ok() };
-    tokio::select! {
-        () = stop.cancelled() => return,
-        ready = ready => if !ready { return },
+    match door {
+        Door::Kubelet => {
+            let ready = async { known.wait_for(|known| *known).await.is_ok() };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                ready = ready => if !ready { return },
+            }
+            let settings = Arc::clone(desk.settings());
+            kubelet(desk, &settings, stream, stop).await;
+        }
+        Door::Front(line) => {
+            if let Err(error) = tessera_kubelet::relay::backstage(line, desk, stream, stop).await {
+                error!(error = %chain(&error), "The line to the front broke off.");
+            }
+        }
     }
-    let paths = &desk.settings().paths;
-    let resource = &desk.settings().cards.resource;
+}
+
+/// Registers `plugin` and keeps it registered until `stop`.
+pub(crate) async fn kubelet<P: Plugin>(
+    plugin: Arc<P>,
+    settings: &Settings,
+    stream: watch::Sender<StreamState>,
+    stop: CancellationToken,
+) {
+    let paths = &settings.paths;
+    let resource = &settings.cards.resource;
     let mut told = false;
     while !stop.is_cancelled() {
         let config = ServeConfig {
@@ -301,7 +347,7 @@ async fn kubelet<C: Cluster>(
                 path.display()
             ),
             None => {
-                let served = tessera_kubelet::serve(config, Arc::clone(&desk), stream.clone(), stop.clone()).await;
+                let served = tessera_kubelet::serve(config, Arc::clone(&plugin), stream.clone(), stop.clone()).await;
                 match served {
                     Ok(()) => return,
                     Err(error) => chain(&error),

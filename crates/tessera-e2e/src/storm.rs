@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, LogParams};
 use serde_json::{Value, json};
@@ -37,8 +38,11 @@ pub struct Seen {
     pub deleted: u32,
     /// Kills of our processes and of the kubelet.
     pub kills: u32,
-    /// Pods that the kubelet refused while the killed agent was not back. It does so with every device plugin.
+    /// Pods that the kubelet refused because it was itself just killed (or the agent's whole container was): it admits
+    /// the pods it finds before any device plugin can register.
     pub unasked: u32,
+    /// When nobody could be asked, for a reason outside of us.
+    away: Vec<(Timestamp, Timestamp)>,
     /// From the first creation to the end of the last pod.
     pub took: Duration,
 }
@@ -47,7 +51,7 @@ impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} pods ran with their own cards and limits, {} deleted on the way, {} refused by the kubelet while the agent was dead, {} kills, {:.0} s; bookings equal the API's objects",
+            "{} pods ran with their own cards and limits, {} deleted on the way, {} refused by a kubelet that was just killed, {} kills, {:.0} s; bookings equal the API's objects",
             self.agreed,
             self.deleted,
             self.unasked,
@@ -216,7 +220,7 @@ async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
                         seen.agreed += 1;
                     }
                 }
-                "Failed" if seen.kills > 0 && nobody_to_ask(pod) => {
+                "Failed" if ran_well(pod) || (nobody_to_ask(pod) && seen.away_at(pod)) => {
                     if waiting.insert(name, true) == Some(false) {
                         seen.unasked += 1;
                     }
@@ -316,11 +320,13 @@ async fn blow(
             }
         }
         2 if round.kill_kubelet => {
+            let from = Timestamp::now();
             stage
                 .cluster
                 .restart(Component::Kubelet)
                 .await
                 .context("killing and restarting the kubelet")?;
+            seen.away(from, BACK);
             seen.kills += 1;
         }
         _ => {
@@ -330,6 +336,9 @@ async fn blow(
             } else {
                 Whom::Worker
             };
+            if whom == Whom::Container && name == "agent" {
+                seen.away(Timestamp::now(), BACK_OFF);
+            }
             seen.kills += kill_ours(stage, name, whom).await?;
         }
     }
@@ -417,9 +426,29 @@ fn disagreed(pod: &Pod) -> bool {
 /// Exit code of `share-probe` for a share that is not the promised one.
 const DISAGREES: i32 = 3;
 
-/// Whether the kubelet refused the pod because nobody was there to ask: the storm had just killed the node agent, or the
-/// kubelet itself, which admits the pods it finds again before any device plugin can register. A refusal by the agent
-/// is never such a one.
+/// How long after its start a kubelet may still refuse pods for want of a plugin.
+const BACK: Duration = Duration::from_secs(10);
+/// The same for a container that the kubelet starts again after a pause.
+const BACK_OFF: Duration = Duration::from_secs(330);
+
+impl Seen {
+    fn away(&mut self, from: Timestamp, back: Duration) {
+        self.away.push((from, Timestamp::now() + back));
+    }
+
+    /// Whether the pod was refused while nobody could be asked. The kubelet writes whole seconds.
+    fn away_at(&self, pod: &Pod) -> bool {
+        let refused = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        let second = Duration::from_secs(1);
+        refused.is_some_and(|at| {
+            self.away
+                .iter()
+                .any(|(from, until)| *from <= at.0 + second && at.0 <= *until)
+        })
+    }
+}
+
+/// Whether the kubelet refused the pod because nobody was there to ask. A refusal by the agent is never such a one.
 fn nobody_to_ask(pod: &Pod) -> bool {
     const DEAD: [&str; 7] = [
         "no healthy devices present",
@@ -431,11 +460,10 @@ fn nobody_to_ask(pod: &Pod) -> bool {
         "code = Canceled",
     ];
     let message = pod.status.as_ref().and_then(|status| status.message.as_deref());
-    let told = refused(pod)
+    refused(pod)
         && DEAD
             .iter()
-            .any(|dead| message.is_some_and(|message| message.contains(dead)));
-    told || ran_well(pod)
+            .any(|dead| message.is_some_and(|message| message.contains(dead)))
 }
 
 /// Whether every container came to its good end. Such a pod is `Failed` only if a restarted kubelet refused it while its

@@ -2,6 +2,8 @@
 //!
 //! - [`plugin`]: a device plugin server over a unix socket that registers with
 //!   the kubelet and stays registered across kubelet restarts.
+//! - [`relay`]: the same with the work done in another process, whose death the
+//!   kubelet does not notice.
 //! - [`checkpoint`]: the kubelet's own record of which container holds which
 //!   device ids, read only.
 //! - [`podresources`]: the same question asked over the kubelet's API.
@@ -15,6 +17,7 @@ pub mod fake;
 pub mod plugin;
 pub mod podresources;
 pub mod proto;
+pub mod relay;
 pub mod socket;
 
 pub use plugin::{

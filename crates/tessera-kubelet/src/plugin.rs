@@ -95,6 +95,9 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// Metadata of a status that is an answer, and not the trouble of a connection.
+pub(crate) const REFUSED: &str = "tessera-refused";
+
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let code = if refusal.retryable {
@@ -102,7 +105,11 @@ impl From<Refusal> for Status {
         } else {
             Code::FailedPrecondition
         };
-        Self::new(code, refusal.message)
+        let mut status = Self::new(code, refusal.message);
+        status
+            .metadata_mut()
+            .insert(REFUSED, tonic::metadata::MetadataValue::from_static("1"));
+        status
     }
 }
 
@@ -441,11 +448,23 @@ fn generation_number() -> u32 {
     u32::try_from((mixed ^ (mixed >> 32) ^ (mixed >> 64)) & u128::from(u32::MAX)).unwrap_or(0)
 }
 
-struct Service<P> {
+pub(crate) struct Service<P> {
     plugin: Arc<P>,
     streams: Arc<watch::Sender<u64>>,
     opened: Arc<AtomicU64>,
     end: CancellationToken,
+}
+
+impl<P> Service<P> {
+    /// A server whose streams nobody counts.
+    pub(crate) fn alone(plugin: Arc<P>, end: CancellationToken) -> Self {
+        Self {
+            plugin,
+            streams: Arc::new(watch::channel(0).0),
+            opened: Arc::default(),
+            end,
+        }
+    }
 }
 
 /// Counts one open device stream for as long as it lives.

@@ -39,9 +39,9 @@ fn main() -> ExitCode {
         }
         Command::Agent(args) if supervise::is_worker() => {
             tessera_agent::init_logs(&args);
-            block_on(1, tessera_agent::run(args))
+            block_on(1, tessera_agent::run_behind(args))
         }
-        Command::Agent(_) => match supervised() {
+        Command::Agent(args) => match supervised(&args) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
@@ -76,12 +76,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the node agent under a process that starts it again when it is killed.
-fn supervised() -> anyhow::Result<ExitCode> {
+/// Runs the node agent behind a process that serves the kubelet for it, and starts it again when it is killed.
+fn supervised(args: &tessera_agent::AgentArgs) -> anyhow::Result<ExitCode> {
+    tessera_agent::init_logs(args);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(supervise::run())
+        .block_on(supervise::run(args))
 }
 
 /// Runs a service to its end on `workers` threads.

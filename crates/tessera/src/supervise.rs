@@ -1,15 +1,19 @@
 //! Keeps the node agent there.
 //!
-//! While the agent is dead the kubelet has nobody to ask and refuses every pod that wants a card, for good. The
-//! kubelet starts a container that died again only after a pause that grows to minutes. So the agent runs as the
-//! child of a process that does nothing else than start it again at once when something kills it. An agent that ends
-//! by itself (wrong settings, asked to stop) is not started again: its exit status is the container's.
+//! While nobody serves the kubelet it refuses every pod that wants a card, for good, and it starts a container that
+//! died again only after a pause that grows to minutes. So the agent runs as the child of a process that does two
+//! things: keep the kubelet's connection, whose calls it passes on and holds while there is no agent, and start the
+//! agent again at once when something kills it. An agent that ends by itself (wrong settings, asked to stop) is not
+//! started again: its exit status is the container's.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use tessera_agent::AgentArgs;
+use tessera_agent::front::Front;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,13 +34,20 @@ pub(crate) fn is_worker() -> bool {
 /// Runs this program again as the agent, again and again while it is killed; gives back its exit status.
 ///
 /// # Errors
-/// The program cannot be started, or signals cannot be listened for.
-pub(crate) async fn run() -> Result<ExitCode> {
+/// The settings are wrong, the program cannot be started, or signals cannot be listened for.
+pub(crate) async fn run(args: &AgentArgs) -> Result<ExitCode> {
+    let front = Front::start(args.settings()?);
+    let ended = watch(&front).await;
+    front.stop().await;
+    ended
+}
+
+async fn watch(front: &Front) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut killed: Vec<Instant> = Vec::new();
     loop {
-        let mut child = start()?;
+        let mut child = start(front.line().await?)?;
         let ended = loop {
             tokio::select! {
                 ended = child.wait() => break ended.context("waiting for the agent")?,
@@ -63,11 +74,12 @@ pub(crate) async fn run() -> Result<ExitCode> {
     }
 }
 
-fn start() -> Result<Child> {
+fn start(line: OwnedFd) -> Result<Child> {
     let program = std::env::current_exe().context("finding this program")?;
     Command::new(&program)
         .args(std::env::args_os().skip(1))
         .env(WORKER, "1")
+        .stdin(line)
         .spawn()
         .with_context(|| format!("starting {}", program.display()))
 }
