@@ -230,6 +230,8 @@ struct Known {
     allocated: Option<Result<ClassAllocation, String>>,
     to_allocate: Option<Result<ClassAllocation, String>>,
     order: Order,
+    /// The number of the change of booking that was this pod's last; 0 for none.
+    moved: u64,
 }
 
 /// When the kubelet is expected to ask for a pod. Pods that were there before
@@ -283,6 +285,7 @@ pub struct Book {
     records: BTreeMap<String, Record>,
     lock_owner: Option<(String, String)>,
     arrivals: u64,
+    moves: u64,
     synced: bool,
 }
 
@@ -360,6 +363,14 @@ impl Book {
         } else {
             Protocol::Hami
         };
+        let moved = match self.pods.get(&view.id.uid) {
+            Some(known) if known.allocated == allocated => known.moved,
+            Some(_) => {
+                self.moves += 1;
+                self.moves
+            }
+            None => 0,
+        };
         let order = match self.pods.get(&view.id.uid) {
             Some(known) => known.order,
             None => {
@@ -389,8 +400,25 @@ impl Book {
                 allocated,
                 to_allocate,
                 order,
+                moved,
             },
         );
+    }
+
+    /// How many bookings of known pods changed so far: a mark for
+    /// [`moved_since`](Self::moved_since).
+    #[must_use]
+    pub fn moves(&self) -> u64 {
+        self.moves
+    }
+
+    /// Whether the booking of the pod that one of these grants is for changed
+    /// after the mark was taken.
+    #[must_use]
+    pub fn moved_since(&self, mark: u64, grants: &[String]) -> bool {
+        let records = grants.iter().filter_map(|id| self.records.get(id));
+        let mut pods = records.filter_map(|record| self.pods.get(&record.pod.uid));
+        pods.any(|known| known.moved > mark)
     }
 
     /// Takes in that a pod is gone. Its grants stay until they are removed.

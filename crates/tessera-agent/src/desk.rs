@@ -442,6 +442,7 @@ impl<C: Cluster> Desk<C> {
     async fn confirm(&self, ids: &BTreeSet<String>) -> Result<(), NoStart> {
         let start = Instant::now();
         let mut changes = self.changes();
+        let mark = self.read(Book::moves);
         loop {
             changes.borrow_and_update();
             let truth = self.truth(ids).await;
@@ -449,16 +450,24 @@ impl<C: Cluster> Desk<C> {
                 let _one_at_a_time = self.settling.lock().await;
                 match self.read(|book| book.settle(ids, &truth)) {
                     Ok(settled) => {
-                        let moved = settled.changed.iter().any(|record| settled.asked.contains(&record.id));
-                        match (self.settle(settled.changed, &settled.asked).await, settled.moving) {
+                        let told = self.settle(settled.changed, &settled.asked).await;
+                        let moved = self.read(|book| book.moved_since(mark, &settled.asked));
+                        // The kubelet reads the annotation before it calls us:
+                        // a container started now would see the old one. It
+                        // asks again, whoever's call it was that moved it.
+                        let old = settled.moving.or_else(|| {
+                            let id = settled.asked.first().filter(|_| moved)?;
+                            self.read(|book| {
+                                let record = book.record(id)?;
+                                Some((record.pod.clone(), record.container.clone()))
+                            })
+                        });
+                        match (told, old) {
                             (Ok(()), None) => return Ok(()),
-                            // The kubelet reads the annotation before it calls
-                            // us: a container started now would see the old one.
-                            (Ok(()), Some((pod, container))) if moved => {
+                            (Ok(()), Some((pod, container))) => {
                                 self.metrics.mismatch(Mismatch::Moved);
                                 return Err(NoOwner::Moving { pod, container }.into());
                             }
-                            (Ok(()), Some((pod, container))) => NoOwner::Moving { pod, container }.into(),
                             (Err(problem), _) => NoStart::Problem(problem),
                         }
                     }

@@ -322,14 +322,22 @@ impl Plugin for Relay {
         Ok(reply.container_responses)
     }
 
+    /// Asks once: the kubelet reads the pod before it calls, so that what it
+    /// read may be old by the time another worker answers. It asks again by
+    /// itself, after having read the pod again.
     async fn pre_start(&self, ids: Vec<String>) -> Result<(), Refusal> {
-        let reply = self.ask(OTHERS, |_, mut client| {
-            let request = wire::PreStartContainerRequest {
-                device_ids: ids.clone(),
-            };
-            async move { client.pre_start_container(request).await }
-        });
-        reply.await.map(drop).map_err(|status| refusal(&status))
+        let again = || Refusal {
+            retryable: true,
+            message: "the node agent was just started again; the kubelet asks it again".to_owned(),
+        };
+        let line = self.line.borrow().clone().ok_or_else(again)?;
+        let mut client = DevicePluginClient::new(line.channel);
+        let request = wire::PreStartContainerRequest { device_ids: ids };
+        match tokio::time::timeout(OTHERS, client.pre_start_container(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) if status.metadata().contains_key(REFUSED) => Err(refusal(&status)),
+            _ => Err(again()),
+        }
     }
 }
 

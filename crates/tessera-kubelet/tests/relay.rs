@@ -224,11 +224,28 @@ async fn a_worker_killed_while_it_is_asked_fails_no_pod() {
     assert_eq!(second.mind.asked(), ["preferred", "allocate"]);
     assert_eq!(kubelet.registrations(), 1, "the kubelet noticed nothing");
     three(&kubelet).await;
-    // The same at a container's start, with no worker at all for a moment.
-    second.kill();
+}
+
+#[tokio::test]
+async fn a_container_start_that_a_worker_did_not_answer_is_asked_for_again_by_the_kubelet() {
+    let root = tempfile::tempdir().unwrap();
+    let (kubelet, relay) = start(root.path(), ORPHANED);
+    let first = Worker::start(&relay, Mind::new(3)).await;
+    three(&kubelet).await;
+    kubelet.admit(RESOURCE, &pod("p")).await.unwrap();
+    first.mind.stuck.send_replace(true);
     let started = kubelet.start_container(RESOURCE, "uid-p", "c");
-    let (started, _third) = tokio::join!(started, Worker::start(&relay, Mind::new(3)));
-    started.unwrap();
+    let death = async {
+        while first.mind.asked() != ["preferred", "allocate", "start"] {
+            tokio::task::yield_now().await;
+        }
+        first.kill();
+        Worker::start(&relay, Mind::new(3)).await
+    };
+    let (started, second) = tokio::join!(started, death);
+    assert_eq!(started.unwrap_err().code() as i32, 14, "to be asked again");
+    assert_eq!(second.mind.asked(), [""; 0], "what the kubelet read is old");
+    kubelet.start_container(RESOURCE, "uid-p", "c").await.unwrap();
     assert_eq!(kubelet.registrations(), 1);
 }
 

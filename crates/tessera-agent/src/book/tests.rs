@@ -805,3 +805,24 @@ fn several_cards_match_in_any_order() {
     let record = grant(&mut book, &choice, &both);
     assert_eq!(limits(&record), [(A.to_owned(), 1000), (B.to_owned(), 2000)]);
 }
+
+#[test]
+fn a_booking_that_moved_after_a_mark_is_told_from_one_that_was_there() {
+    let mut book = book();
+    let pod = |card: &str| own("p1", &["c"], &format!("{card},NVIDIA,3000,30:;")).view();
+    book.set_pod(pod(A));
+    let on_a = ids(&[(A, 0)]);
+    let record = choose(&book, &on_a)
+        .map(|choice| grant(&mut book, &choice, &on_a))
+        .unwrap();
+    let grants = [record.id];
+    let mark = book.moves();
+    book.set_pod(pod(A));
+    assert!(!book.moved_since(mark, &grants), "nothing moved");
+    book.set_pod(pod(B));
+    assert!(book.moved_since(mark, &grants));
+    assert!(
+        !book.moved_since(book.moves(), &grants),
+        "a later call read the new one"
+    );
+}
