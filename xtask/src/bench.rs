@@ -107,7 +107,7 @@ async fn figures(stage: &Stage) -> Result<Value> {
                 .as_ref()
                 .is_none_or(|object| object.resource != "leases")
     })?;
-    let figure = |before: &Process, after: &Process| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_per_s_idle": (after.cpu_ms - before.cpu_ms) / idle.as_secs() });
+    let figure = |before: &Process, after: &Process| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_in_60_s_idle": after.cpu_ms - before.cpu_ms });
     Ok(json!({
         "pods": 8,
         "agent": figure(&before.0, &after.0),
@@ -121,39 +121,48 @@ struct Process {
     cpu_ms: u64,
 }
 
-/// The process `tessera <subcommand>`.
+/// The processes `tessera <subcommand>` together: the service and the one that starts it again.
 fn process(subcommand: &str) -> Result<Process> {
-    let pid = pid(subcommand)?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the status of a process")?;
-    let rss_kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-        .context("no VmRSS")?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading the times of a process")?;
-    let ticks: u64 = stat
-        .rsplit(')')
-        .next()
-        .into_iter()
-        .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
-    // Linux counts in hundredths of a second on every machine that matters here.
-    Ok(Process {
-        rss_kib,
-        cpu_ms: ticks * 10,
-    })
+    let mut sum = Process { rss_kib: 0, cpu_ms: 0 };
+    for pid in pids(subcommand)? {
+        let status =
+            std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the status of a process")?;
+        sum.rss_kib += status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?
+                    .split_whitespace()
+                    .next()?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .context("no VmRSS")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading the times of a process")?;
+        let ticks: u64 = stat
+            .rsplit(')')
+            .next()
+            .into_iter()
+            .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        // Linux counts in hundredths of a second on every machine that matters here.
+        sum.cpu_ms += ticks * 10;
+    }
+    Ok(sum)
 }
 
-fn pid(subcommand: &str) -> Result<u32> {
+fn pids(subcommand: &str) -> Result<Vec<u32>> {
     let is_ours = |command: &[u8]| {
         let mut words = command.split(|byte| *byte == 0);
         words.next().is_some_and(|program| program.ends_with(b"/tessera"))
             && words.next() == Some(subcommand.as_bytes())
     };
-    std::fs::read_dir("/proc")
+    let pids: Vec<u32> = std::fs::read_dir("/proc")
         .context("reading /proc")?
         .flatten()
         .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|command| is_ours(&command)))
-        .find_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .with_context(|| format!("no process `tessera {subcommand}`"))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    ensure!(!pids.is_empty(), "no process `tessera {subcommand}`");
+    Ok(pids)
 }

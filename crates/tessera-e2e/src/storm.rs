@@ -356,7 +356,7 @@ fn gone_is_fine(error: kube::Error) -> Result<()> {
 /// Which of a part's processes are killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whom {
-    /// The one that works. The agent has another that starts it again.
+    /// The one that works. Another starts it again.
     Worker,
     /// All of them, as when the container is killed; the kubelet starts it again, after pauses that grow.
     Container,
@@ -396,7 +396,7 @@ pub async fn kill_ours(stage: &Stage, subcommand: &str, whom: Whom) -> Result<u3
             continue;
         }
         let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        let works = subcommand != "agent" || environment.split(|byte| *byte == 0).any(|pair| pair == WORKER);
+        let works = environment.split(|byte| *byte == 0).any(|pair| pair == WORKER);
         if whom == Whom::Worker && !works {
             continue;
         }
@@ -410,8 +410,8 @@ pub async fn kill_ours(stage: &Stage, subcommand: &str, whom: Whom) -> Result<u3
     Ok(killed)
 }
 
-/// Marks the agent among its processes.
-const WORKER: &[u8] = b"TESSERA_AGENT_WORKER=1";
+/// Marks the service among its processes.
+const WORKER: &[u8] = b"TESSERA_WORKER=1";
 
 /// Whether a container of the pod saw other cards or limits than its annotation promises. A start that the kubelet's
 /// death interrupted is no such thing: the kubelet starts that container again.
@@ -561,7 +561,8 @@ async fn card_sizes(stage: &Stage) -> Result<BTreeMap<String, u64>> {
 pub async fn bookings_equal_objects(stage: &Stage) -> Result<()> {
     wait_for(
         "bookings to equal the API's objects",
-        Duration::from_secs(20),
+        // The scheduler may just have been killed.
+        Duration::from_secs(60),
         async || {
             let mut truth: BTreeMap<String, u64> = card_sizes(stage).await?.into_keys().map(|card| (card, 0)).collect();
             let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tessera_agent::front::Front;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,7 +34,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Scheduler(args) => {
+        Command::Scheduler(args) if supervise::is_worker() => {
             tessera_extender::init_logs(&args);
             block_on(2, tessera_extender::run(args))
         }
@@ -41,7 +42,14 @@ fn main() -> ExitCode {
             tessera_agent::init_logs(&args);
             block_on(1, tessera_agent::run_behind(args))
         }
-        Command::Agent(args) => match supervised(&args) {
+        Command::Scheduler(_) => match supervised("scheduler", || Ok(None)) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Agent(args) => match supervised("agent", || {
+            tessera_agent::init_logs(&args);
+            Ok(Some(Front::start(args.settings()?)))
+        }) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
@@ -76,13 +84,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the node agent behind a process that serves the kubelet for it, and starts it again when it is killed.
-fn supervised(args: &tessera_agent::AgentArgs) -> anyhow::Result<ExitCode> {
-    tessera_agent::init_logs(args);
+/// Runs a service under a process that starts it again when it is killed, and that serves the kubelet for it if it has
+/// a front.
+fn supervised(name: &str, front: impl FnOnce() -> anyhow::Result<Option<Front>>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(supervise::run(args))
+        .block_on(async { supervise::run(name, front()?).await })
 }
 
 /// Runs a service to its end on `workers` threads.

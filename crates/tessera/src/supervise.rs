@@ -1,10 +1,10 @@
-//! Keeps the node agent there.
+//! Keeps a service there.
 //!
-//! While nobody serves the kubelet it refuses every pod that wants a card, for good, and it starts a container that
-//! died again only after a pause that grows to minutes. So the agent runs as the child of a process that does two
-//! things: keep the kubelet's connection, whose calls it passes on and holds while there is no agent, and start the
-//! agent again at once when something kills it. An agent that ends by itself (wrong settings, asked to stop) is not
-//! started again: its exit status is the container's.
+//! The kubelet starts a container that died again only after a pause that grows to minutes. Meanwhile nothing is
+//! scheduled, and while nobody serves the kubelet it refuses every pod that wants a card, for good. So scheduler and
+//! agent run as the child of a process that starts them again at once when something kills them. The agent's also
+//! keeps the kubelet's connection, whose calls it passes on and holds while there is no agent. A service that ends by
+//! itself (wrong settings, asked to stop) is not started again: its exit status is the container's.
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -12,45 +12,50 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
-use tessera_agent::AgentArgs;
 use tessera_agent::front::Front;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Tells the child that it is the agent itself.
-const WORKER: &str = "TESSERA_AGENT_WORKER";
+/// Tells the child that it is the service itself.
+const WORKER: &str = "TESSERA_WORKER";
 /// Killed this often ...
 const OFTEN: usize = 10;
 /// ... within this time, something is wrong that a restart does not cure, and the kubelet's pauses are right.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// Whether this process is the agent itself. It then ends with its parent, so that there are never two.
+/// Whether this process is the service itself. It then ends with its parent, so that there are never two.
 pub(crate) fn is_worker() -> bool {
     let worker = std::env::var_os(WORKER).is_some();
-    // Without it an orphan could go on beside the next agent; the sockets are then taken over by that one.
+    // Without it an orphan could go on beside the next one, which takes over its sockets.
     worker && set_parent_process_death_signal(Some(Signal::KILL)).is_ok()
 }
 
-/// Runs this program again as the agent, again and again while it is killed; gives back its exit status.
+/// Runs this program again as the service called `name`, again and again while it is killed; gives back its exit
+/// status. Behind a front, the service has the line to it as its standard input.
 ///
 /// # Errors
-/// The settings are wrong, the program cannot be started, or signals cannot be listened for.
-pub(crate) async fn run(args: &AgentArgs) -> Result<ExitCode> {
-    let front = Front::start(args.settings()?);
-    let ended = watch(&front).await;
-    front.stop().await;
+/// The program cannot be started, or signals cannot be listened for.
+pub(crate) async fn run(name: &str, front: Option<Front>) -> Result<ExitCode> {
+    let ended = watch(name, front.as_ref()).await;
+    if let Some(front) = front {
+        front.stop().await;
+    }
     ended
 }
 
-async fn watch(front: &Front) -> Result<ExitCode> {
+async fn watch(name: &str, front: Option<&Front>) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut killed: Vec<Instant> = Vec::new();
     loop {
-        let mut child = start(front.line().await?)?;
+        let line = match front {
+            Some(front) => Some(front.line().await?),
+            None => None,
+        };
+        let mut child = start(line)?;
         let ended = loop {
             tokio::select! {
-                ended = child.wait() => break ended.context("waiting for the agent")?,
+                ended = child.wait() => break ended.with_context(|| format!("waiting for the {name}"))?,
                 _ = terminate.recv() => stop(&child),
                 _ = interrupt.recv() => stop(&child),
             }
@@ -63,23 +68,25 @@ async fn watch(front: &Front) -> Result<ExitCode> {
         killed.push(now);
         if killed.len() > OFTEN {
             anyhow::bail!(
-                "the agent was killed {OFTEN} times within {} s ({ended}); `dmesg` tells whether memory was short",
+                "the {name} was killed {OFTEN} times within {} s ({ended}); `dmesg` tells whether memory was short",
                 LATELY.as_secs()
             );
         }
         crate::tell(
             &mut std::io::stderr(),
-            &format!("The agent was killed ({ended}); starting it again."),
+            &format!("The {name} was killed ({ended}); starting it again."),
         );
     }
 }
 
-fn start(line: OwnedFd) -> Result<Child> {
+fn start(line: Option<OwnedFd>) -> Result<Child> {
     let program = std::env::current_exe().context("finding this program")?;
-    Command::new(&program)
-        .args(std::env::args_os().skip(1))
-        .env(WORKER, "1")
-        .stdin(line)
+    let mut command = Command::new(&program);
+    command.args(std::env::args_os().skip(1)).env(WORKER, "1");
+    if let Some(line) = line {
+        command.stdin(line);
+    }
+    command
         .spawn()
         .with_context(|| format!("starting {}", program.display()))
 }
