@@ -220,11 +220,21 @@ async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
                         seen.agreed += 1;
                     }
                 }
-                "Failed" if ran_well(pod) || (nobody_to_ask(pod) && seen.away_at(pod)) => {
+                "Failed" if ran_well(pod) => {
                     if waiting.insert(name, true) == Some(false) {
                         seen.unasked += 1;
                     }
                 }
+                "Failed" if nobody_to_ask(pod) => match refusal(stage, namespace, pod).await? {
+                    Some(time) if seen.away_at(time) => {
+                        if waiting.insert(name, true) == Some(false) {
+                            seen.unasked += 1;
+                        }
+                    }
+                    Some(_) => failed(stage, namespace, pod).await?,
+                    // Its word is on the way.
+                    None => open += 1,
+                },
                 // Told to stop, a container may end with any code.
                 "Failed" if pod.metadata.deletion_timestamp.is_some() && !refused(pod) => open += 1,
                 "Failed" => failed(stage, namespace, pod).await?,
@@ -436,16 +446,26 @@ impl Seen {
         self.away.push((from, Timestamp::now() + back));
     }
 
-    /// Whether the pod was refused while nobody could be asked. The kubelet writes whole seconds.
-    fn away_at(&self, pod: &Pod) -> bool {
-        let refused = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    /// Whether a refusal at `time` was one while nobody could be asked. The kubelet writes whole seconds.
+    fn away_at(&self, time: Timestamp) -> bool {
         let second = Duration::from_secs(1);
-        refused.is_some_and(|at| {
-            self.away
-                .iter()
-                .any(|(from, until)| *from <= at.0 + second && at.0 <= *until)
-        })
+        self.away
+            .iter()
+            .any(|(from, until)| *from <= time + second && time <= *until)
     }
+}
+
+/// When the kubelet said that it refuses the pod. (A restarted kubelet may refuse one that runs already.)
+async fn refusal(stage: &Stage, namespace: &str, pod: &Pod) -> Result<Option<Timestamp>> {
+    use k8s_openapi::api::core::v1::Event;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let events: kube::Api<Event> = kube::Api::namespaced(stage.client.clone(), namespace);
+    let of_pod = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=UnexpectedAdmissionError"));
+    let times = events.list(&of_pod).await?.items.into_iter().filter_map(|event| {
+        let last = event.last_timestamp.map(|time| time.0);
+        last.or(event.event_time.map(|time| time.0))
+    });
+    Ok(times.max())
 }
 
 /// Whether the kubelet refused the pod because nobody was there to ask. A refusal by the agent is never such a one.
