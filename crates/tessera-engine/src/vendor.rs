@@ -38,6 +38,8 @@ pub struct ResourceNames {
     pub memory_factor: u32,
     /// A quota on memory with a unit (`8Gi`) means bytes, not so many units.
     pub memory_suffix_is_bytes: bool,
+    /// Compute is booked in units of which each model has another number, so that no quota counts it.
+    pub cores_by_model: bool,
     /// Further names that belong to the class.
     pub others: Vec<String>,
 }

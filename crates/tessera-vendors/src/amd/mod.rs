@@ -72,6 +72,7 @@ impl Amd {
                 memory: plain::name(&settings.resource_memory_name),
                 cores: plain::name(&settings.resource_core_name),
                 memory_factor: settings.memory_factor.max(1),
+                cores_by_model: true,
                 ..ResourceNames::default()
             },
             keys: AnnotationKeys {
@@ -144,11 +145,9 @@ impl Vendor for Amd {
         HealthSource::Allocatable
     }
 
-    /// A quota would count percent where compute units are booked, and a card has no fixed number of them that would
-    /// make it whole.
+    /// A card has no fixed number of compute units that would make it whole.
     fn rules(&self) -> Rules {
         Rules {
-            quota: false,
             topology: false,
             whole_alone: false,
             ..Rules::default()
