@@ -35,6 +35,8 @@ const IS_ALLOCATED: &str = "NEURON_ALLOCATED";
 const PREDICATE_NODE: &str = "aws.amazon.com/predicate-node";
 const USE_ID: &str = "aws.amazon.com/use-neuron-uuid";
 const NO_USE_ID: &str = "aws.amazon.com/nouse-neuron-uuid";
+/// The cores that the runtime in a container uses, of the devices it has.
+const ENV_CORES: &str = "NEURON_RT_VISIBLE_CORES";
 const INSTANCE_TYPE: &str = "node.kubernetes.io/instance-type";
 
 /// Member of [`Card::custom`]: the node's instance type.
@@ -181,6 +183,10 @@ impl Vendor for AwsNeuron {
             exhausted: false,
             ..Rules::default()
         }
+    }
+
+    fn reserved_env(&self) -> &[&str] {
+        &["AWS_NEURON_VISIBLE_DEVICES"]
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
@@ -485,6 +491,14 @@ impl Vendor for AwsNeuron {
             let text = format!("{name} {problem} (container {owner}, {quantity}); write a whole number of 1 or more");
             Err(RequestError::sentence(Some(owner.clone()), text))
         };
+        let by_cores = Some(name.as_str()) == self.core_name();
+        if by_cores && container.view().env.iter().any(|(variable, _)| variable == ENV_CORES) {
+            let text = format!(
+                "container {owner} asks for cores and sets {ENV_CORES}: its value would win over the plugin's and name \
+                 cores of other containers; leave the variable out"
+            );
+            return Err(RequestError::sentence(Some(owner.clone()), text));
+        }
         match quantity.whole() {
             Whole::Exact(value) if value <= 0 => refuse("must be greater than 0".to_owned()),
             Whole::Exact(value) if value <= WIRE_MAX => Ok(Admit {

@@ -171,6 +171,10 @@ impl Vendor for Cambricon {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["CAMBRICON_VISIBLE_DEVICES", "VIRTUAL_DEVICES"]
+    }
+
     /// Without `--min-dsmlu-unit` the plugin advertises 100 memory units a card, whatever the card's size: percent, not
     /// MiB. No card has 100 units of 256 MiB, so that is told by the number.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {

@@ -273,6 +273,10 @@ impl Vendor for EnflameSliced {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &super::RESERVED_ENV
+    }
+
     /// Cards whose entry does not read are left out; the others stay.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         let text = node.annotation(CAPACITY).ok_or(NodeProblem::Absent)?;

@@ -86,6 +86,10 @@ impl Vendor for EnflameWhole {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &super::RESERVED_ENV
+    }
+
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         let count = amounts::capacity(node, self.count()).ok_or(NodeProblem::Absent)?;
         (0..count)

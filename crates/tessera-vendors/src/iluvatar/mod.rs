@@ -119,6 +119,10 @@ impl Vendor for Iluvatar {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["IX_VISIBLE_DEVICES", "IX_REPLICA_DEVICES"]
+    }
+
     /// The register's older string form, which the vendor's component writes, or the JSON form.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         let text = node.annotation(self.register()).ok_or(NodeProblem::Absent)?;

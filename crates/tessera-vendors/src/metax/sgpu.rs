@@ -181,6 +181,10 @@ impl Vendor for MetaxSgpu {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["METAX_SGPUS"]
+    }
+
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         let cards = register::shared(node, &self.keyword)?;
         if let (Some(whole), Some(shared)) = (&self.modes.whole, &self.modes.shared)

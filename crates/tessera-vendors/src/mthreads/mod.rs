@@ -24,6 +24,13 @@ use crate::Options;
 use crate::pool::{self, Pool};
 use crate::trio::{self, SelectionKeys};
 
+/// What the maker's runtime reads; the container's own value would win over the plugin's.
+const RESERVED_ENV: [&str; 3] = [
+    "MTHREADS_VISIBLE_DEVICES",
+    "MTHREADS_QOS_MEMORY_LIMIT",
+    "MTHREADS_QOS_COMPUTING_POWER_WEIGHT",
+];
+
 /// The keyword.
 pub const KEYWORD: &str = "Mthreads";
 /// Pod annotation: devices handed out.
@@ -188,6 +195,10 @@ impl Vendor for Mthreads {
             topology: false,
             ..Rules::default()
         }
+    }
+
+    fn reserved_env(&self) -> &[&str] {
+        &RESERVED_ENV
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
