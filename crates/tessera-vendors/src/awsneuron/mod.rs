@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tessera_engine::{
     Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given,
     HealthSource, LockKind, NodeProblem, RequestError, ResourceNames, Rules, Take, Vendor, Want, WriteContext,
-    comma_list,
+    comma_list, read_device_text,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardId, CardMode, CardOrder, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib,
@@ -23,6 +23,7 @@ use tessera_wire::{ContainerView, NodeView, PodView, Whole, device_text};
 
 use crate::Options;
 use crate::amounts::{self, WIRE_MAX};
+use crate::{nodes, texts};
 
 /// The class's keyword.
 pub const KEYWORD: &str = "AWSNeuron";
@@ -190,14 +191,14 @@ impl Vendor for AwsNeuron {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let devices = amounts::capacity(node, self.count_name()).ok_or(NodeProblem::Absent)?;
+        let devices = nodes::capacity(node, self.count_name()).ok_or(NodeProblem::Absent)?;
         let cores = self.cores_per_device(node, devices)?;
         let kind = node.labels.get(INSTANCE_TYPE);
         (0..devices)
             .map(|index| {
                 let id = format!("{}-{KEYWORD}-{index}", node.name);
                 Ok(Card {
-                    id: CardId::new(id).map_err(|error| amounts::bad_capacity(self.count_name(), &error))?,
+                    id: CardId::new(id).map_err(|error| nodes::bad_capacity(self.count_name(), &error))?,
                     class: self.keyword.clone(),
                     index,
                     slots: cores,
@@ -441,7 +442,7 @@ impl Vendor for AwsNeuron {
         if let (true, Some(name)) = (by_cores, self.core_name()) {
             put(RESOURCE_TYPE, name.to_owned());
         }
-        put(ALLOC_TIME, amounts::nanoseconds(at.now_seconds));
+        put(ALLOC_TIME, texts::nanoseconds(at.now_seconds));
         put(IS_ALLOCATED, "false".to_owned());
         put(PREDICATE_NODE, at.node.to_string());
         annotations
@@ -452,7 +453,7 @@ impl Vendor for AwsNeuron {
         &self,
         annotations: &BTreeMap<String, String>,
     ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        let Some((mut class, instances)) = amounts::read_text(annotations, ALLOCATED)? else {
+        let Some((mut class, instances)) = read_device_text(&self.keys, annotations)? else {
             return Ok(None);
         };
         let by_cores = annotations.contains_key(RESOURCE_TYPE);
