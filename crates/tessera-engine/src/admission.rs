@@ -12,6 +12,7 @@ use tessera_wire::admission::{Answer, PatchOp, pointer};
 use tessera_wire::nearest::nearest;
 use tessera_wire::{ContainerView, PodView, Quantity, keys};
 
+use crate::node::NodeState;
 use crate::unified;
 use crate::{AdmitSettings, ContainerEdit, Engine, RequestError, Snapshot, Vendor};
 
@@ -329,7 +330,7 @@ fn check_request(pod: &PodView, engine: &Engine, snapshot: &Snapshot) -> Result<
             let Some(vendor) = engine.vendors().get(&ask.class) else {
                 continue;
             };
-            check_memory(container, ask, vendor)?;
+            check_memory(container, ask, vendor, snapshot)?;
             warnings.extend(warn_ask(container, ask, vendor, &demand, snapshot));
         }
     }
@@ -364,11 +365,24 @@ fn check_policies(pod: &PodView) -> Result<(), RequestError> {
 }
 
 /// Refuses more memory than any card has: `1Gi` is a number, but not the one that was meant.
-fn check_memory(container: &ContainerView, ask: &Ask, vendor: &dyn Vendor) -> Result<(), RequestError> {
+fn check_memory(
+    container: &ContainerView,
+    ask: &Ask,
+    vendor: &dyn Vendor,
+    snapshot: &Snapshot,
+) -> Result<(), RequestError> {
     let MemoryAsk::Mib(memory) = ask.memory else {
         return Ok(());
     };
     if memory <= CARD_MEMORY_MAX {
+        return Ok(());
+    }
+    // A card that is registered proves that there are such cards.
+    let cards = snapshot.nodes().flat_map(NodeState::cards);
+    if cards
+        .filter(|card| card.class == ask.class)
+        .any(|card| memory <= card.memory)
+    {
         return Ok(());
     }
     let names = vendor.names();

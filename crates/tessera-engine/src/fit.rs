@@ -176,7 +176,7 @@ pub(crate) fn fit_pod(
         .enumerate()
         .filter(|(at, _)| taken(*at))
         .fold(CardUsage::default(), |sum, (_, on_card)| sum.plus(on_card.effective()));
-    let score_after = node.score_with(added);
+    let score_after = node.fill_with(added);
     Ok(Placed {
         allocation: Arc::new(allocation),
         score,
@@ -294,7 +294,7 @@ impl ContainerFit<'_> {
             None => {
                 for at in on_node.cards.clone().filter(|at| self.node.facts.served[*at]) {
                     let usage = scratch.running[at];
-                    let score = order::card_score(&cards[at], usage, [self.ask], self.shape.content.weights);
+                    let score = order::card_order(&cards[at], usage, self.ask, self.shape.content.weights);
                     scratch.ranks.push(self.rank(at, score, usage));
                 }
                 order::sort(

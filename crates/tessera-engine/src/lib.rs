@@ -35,6 +35,7 @@ pub use quota::{QuotaState, Quotas, Room};
 pub use snapshot::Snapshot;
 pub use vendor::{
     AnnotationKeys, Candidate, Earlier, FitContext, HealthSource, Instance, LockKind, ResourceNames, Rules, Take,
-    Unified, Vendor, Vendors, Want, WriteContext, comma_list, common_accepts, common_conclusion, go_bool,
+    Unified, Vendor, Vendors, Want, WriteContext, comma_list, common_accepts, common_conclusion, device_texts, go_bool,
+    read_device_text,
 };
 pub use world::{AssumeError, Assumption, BookingDifference, NodeChange, PodChange, PodProblem, World};

@@ -225,13 +225,14 @@ impl NodeState {
     /// all its cards; 0 if any of the three has no total.
     #[must_use]
     pub fn base_score(&self) -> f32 {
-        self.score_with(CardUsage::default())
+        let (total, used) = self.sums;
+        order::fill(total, used)
     }
 
-    /// [`NodeState::base_score`] with `added` on top.
-    pub(crate) fn score_with(&self, added: CardUsage) -> f32 {
+    /// The node's fill with `added` on top, of the amounts that have a total.
+    pub(crate) fn fill_with(&self, added: CardUsage) -> f32 {
         let (total, used) = self.sums;
-        order::fill(total, used.plus(added))
+        order::known_fill(total, used.plus(added))
     }
 
     /// The node without the bookings of `uids`.

@@ -20,9 +20,18 @@ fn ratio(part: u64, whole: u64) -> f32 {
 /// An ask counts once, however many cards it wants.
 #[must_use]
 pub fn card_score<'a>(card: &Card, usage: CardUsage, asks: impl IntoIterator<Item = &'a Ask>, weights: Weights) -> f32 {
-    if card.slots == 0 || card.cores.get() == 0 || card.memory == Mib::ZERO {
+    if lacks_one(card) {
         return 0.0;
     }
+    known_score(card, usage, asks, weights)
+}
+
+/// Whether the card lacks slots, compute or memory.
+fn lacks_one(card: &Card) -> bool {
+    card.slots == 0 || card.cores.get() == 0 || card.memory == Mib::ZERO
+}
+
+fn known_score<'a>(card: &Card, usage: CardUsage, asks: impl IntoIterator<Item = &'a Ask>, weights: Weights) -> f32 {
     let (mut slots, mut cores, mut memory) = (u64::from(usage.slots), u64::from(usage.cores.get()), usage.memory.get());
     for ask in asks {
         slots += 1;
@@ -38,6 +47,16 @@ pub fn card_score<'a>(card: &Card, usage: CardUsage, asks: impl IntoIterator<Ite
     TERM * (slot_weight * ratio(slots, u64::from(card.slots))
         + core_weight * ratio(cores, u64::from(card.cores.get()))
         + memory_weight * ratio(memory, card.memory.get()))
+}
+
+/// [`card_score`], or the slots in use where the card lacks one of the three: such cards are still told apart.
+pub(crate) fn card_order(card: &Card, usage: CardUsage, ask: &Ask, weights: Weights) -> f32 {
+    if lacks_one(card) {
+        #[expect(clippy::cast_precision_loss, reason = "slots are few")]
+        let slots = usage.slots as f32;
+        return slots;
+    }
+    known_score(card, usage, [ask], weights)
 }
 
 /// The fill of a node with `added` on top: ten times the sum of the used fractions of slots, compute and memory over
@@ -65,6 +84,19 @@ pub(crate) fn fill(total: CardUsage, used: CardUsage) -> f32 {
     TERM * (ratio(u64::from(used.slots), u64::from(total.slots))
         + ratio(u64::from(used.cores.get()), u64::from(total.cores.get()))
         + ratio(used.memory.get(), total.memory.get()))
+}
+
+/// As [`fill`], of what has a total: decides between nodes that score the same, such as nodes whose cards register no
+/// memory.
+pub(crate) fn known_fill(total: CardUsage, used: CardUsage) -> f32 {
+    let all = fill(total, used);
+    if all != 0.0 {
+        return all;
+    }
+    let known = |part: u64, whole: u64| if whole == 0 { 0.0 } else { ratio(part, whole) };
+    TERM * (known(u64::from(used.slots), u64::from(total.slots))
+        + known(u64::from(used.cores.get()), u64::from(total.cores.get()))
+        + known(used.memory.get(), total.memory.get()))
 }
 
 /// What orders a card among its class's cards of one node.

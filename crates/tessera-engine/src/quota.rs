@@ -151,7 +151,11 @@ impl Quotas {
         };
         let room = Room {
             memory: left(&names.memory, names.factor()),
-            cores: left(&names.cores, 1),
+            cores: if names.cores_by_model {
+                None
+            } else {
+                left(&names.cores, 1)
+            },
         };
         (room != Room::default()).then_some(room)
     }
@@ -218,7 +222,8 @@ impl Entry {
 
 fn amounts(names: &ResourceNames, memory: Mib, cores: Cores) -> impl Iterator<Item = (&str, u64)> {
     let memory = names.memory.as_deref().map(|name| (name, memory.get()));
-    let cores = names.cores.as_deref().map(|name| (name, u64::from(cores.get())));
+    let counted = names.cores.as_deref().filter(|_| !names.cores_by_model);
+    let cores = counted.map(|name| (name, u64::from(cores.get())));
     memory.into_iter().chain(cores)
 }
 

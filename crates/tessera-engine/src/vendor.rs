@@ -12,7 +12,7 @@ use tessera_types::{
     Extras, Keyword, Mib, MigReservation, NodeName, NodePolicy, Placement, Reason, ReasonKind, Selection,
     WHOLE_CARD_CORES,
 };
-use tessera_wire::{ContainerView, NodeView, PodView, Quantity};
+use tessera_wire::{ContainerView, NodeView, PodView, Quantity, device_text};
 
 use crate::edit::{Admit, AdmitSettings, ContainerEdit};
 use crate::error::{AllocationProblem, NodeProblem, RequestError};
@@ -38,6 +38,8 @@ pub struct ResourceNames {
     pub memory_factor: u32,
     /// A quota on memory with a unit (`8Gi`) means bytes, not so many units.
     pub memory_suffix_is_bytes: bool,
+    /// Compute is booked in units of which each model has another number, so that no quota counts it.
+    pub cores_by_model: bool,
     /// Further names that belong to the class.
     pub others: Vec<String>,
 }
@@ -496,17 +498,24 @@ pub trait Vendor: Send + Sync + Debug {
         card.class.clone()
     }
 
-    /// What is written on the pod for this class. Empty if the allocation has nothing of the class.
-    fn annotations(&self, allocation: &Allocation, demand: &Demand, at: &WriteContext<'_>) -> BTreeMap<String, String>;
+    /// What is written on the pod for this class. Empty if the allocation has nothing of the class. By default the
+    /// device text under the keys to allocate and allocated.
+    fn annotations(&self, allocation: &Allocation, demand: &Demand, at: &WriteContext<'_>) -> BTreeMap<String, String> {
+        let _ = (demand, at);
+        device_texts(self.keyword(), self.keys(), allocation)
+    }
 
-    /// What a pod's annotations say it was given. `None` if they say nothing about the class.
+    /// What a pod's annotations say it was given. `None` if they say nothing about the class. By default what the
+    /// device text under the key allocated says.
     ///
     /// # Errors
     /// The text cannot be read.
     fn read_allocation(
         &self,
         annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem>;
+    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
+        read_device_text(self.keys(), annotations)
+    }
 
     /// What the class wants remembered of a pod for its own rules about neighbours on a card; nothing by default.
     fn pod_facts(&self, pod: &PodView) -> BTreeMap<String, String> {
@@ -558,6 +567,45 @@ pub fn common_conclusion(found: usize, numa_split: bool, wanted: u32, reasons: &
         );
         reason.count = found_u32;
         reasons.push(reason);
+    }
+}
+
+/// The device text of a class's shares, under each of the two keys that the class has.
+#[must_use]
+pub fn device_texts(class: &Keyword, keys: &AnnotationKeys, allocation: &Allocation) -> BTreeMap<String, String> {
+    let Some(shares) = allocation.classes.get(class) else {
+        return BTreeMap::new();
+    };
+    let text = device_text::print(shares);
+    [&keys.to_allocate, &keys.allocated]
+        .into_iter()
+        .flatten()
+        .map(|key| (key.clone(), text.clone()))
+        .collect()
+}
+
+/// What the device text that stays says; `None` without one.
+///
+/// # Errors
+/// The text cannot be read.
+pub fn read_device_text(
+    keys: &AnnotationKeys,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
+    let Some((key, text)) = keys
+        .allocated
+        .as_ref()
+        .and_then(|key| annotations.get(key).map(|text| (key, text)))
+    else {
+        return Ok(None);
+    };
+    match device_text::parse(text) {
+        Ok(class) => Ok(Some((class, Vec::new()))),
+        Err(error) => Err(AllocationProblem {
+            key: key.clone(),
+            fault: error.to_string(),
+            text: text.clone(),
+        }),
     }
 }
 

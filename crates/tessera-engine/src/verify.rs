@@ -33,7 +33,10 @@ pub(crate) fn holds(
         on_node(vendors, node, booking)?;
     }
     for (class, sum) in by_class(&booking.usage) {
-        let Some(vendor) = vendors.get(class) else { continue };
+        // What fitting does not ask for must not undo its decision here: the pod would be tried for ever.
+        let Some(vendor) = vendors.get(class).filter(|vendor| vendor.rules().quota) else {
+            continue;
+        };
         let Some(room) = quotas.room(&booking.pod.namespace, vendor.names()) else {
             continue;
         };

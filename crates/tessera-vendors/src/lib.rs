@@ -19,11 +19,10 @@ pub mod intel;
 pub mod kunlun;
 pub mod metax;
 pub mod mthreads;
+mod nodes;
 pub mod nvidia;
-mod plain;
 mod pool;
-mod share;
-mod trio;
+mod texts;
 pub mod vastai;
 
 /// The classes that a configuration names, each module in one line. Classes with the same keyword: the first stays.

@@ -10,17 +10,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    NodeProblem, NodeState, RequestError, ResourceNames, Rules, Take, Vendor, Want, WriteContext, comma_list, go_bool,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, NodeProblem, NodeState,
+    RequestError, ResourceNames, Rules, Take, Vendor, Want, WriteContext,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardUsage, ClassAllocation, ContainerRole, Cores, Demand, Keyword, Mib, MigReservation,
-    Reason, ReasonKind, Selection,
+    Allocation, Ask, Card, CardUsage, ClassAllocation, ContainerRole, Cores, Demand, Keyword, Mib, Reason, ReasonKind,
+    Selection,
 };
 use tessera_wire::config::{self, DeviceConfig};
 use tessera_wire::{ContainerView, NodeView, PodView, device_text};
 
-use crate::{Options, plain};
+use crate::texts::SelectionKeys;
+use crate::{Options, amounts, nodes};
 
 /// The class's keyword.
 pub const KEYWORD: &str = "AMD";
@@ -33,11 +34,14 @@ pub const ALLOCATED: &str = "hami.io/amd-devices-allocated";
 /// Pod: which compute units the plugin chose.
 pub const UNITS_ALLOCATED: &str = "hami.io/amd-cu-allocated";
 
-const USE_TYPE: &str = "amd.com/use-gputype";
-const NOUSE_TYPE: &str = "amd.com/nouse-gputype";
-const USE_UUID: &str = "amd.com/use-gpu-uuid";
-const NOUSE_UUID: &str = "amd.com/nouse-gpu-uuid";
 const NUMA_BIND: &str = "amd.com/numa-bind";
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
+    use_models: "amd.com/use-gputype",
+    avoid_models: "amd.com/nouse-gputype",
+    use_ids: "amd.com/use-gpu-uuid",
+    avoid_ids: "amd.com/nouse-gpu-uuid",
+    numa_bind: NUMA_BIND,
+};
 
 /// The AMD class with the cluster's settings.
 #[derive(Debug, Clone)]
@@ -68,10 +72,11 @@ impl Amd {
         Self {
             keyword: Keyword::new(KEYWORD).expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_count_name),
-                memory: plain::name(&settings.resource_memory_name),
-                cores: plain::name(&settings.resource_core_name),
+                count: amounts::name(&settings.resource_count_name),
+                memory: amounts::name(&settings.resource_memory_name),
+                cores: amounts::name(&settings.resource_core_name),
                 memory_factor: settings.memory_factor.max(1),
+                cores_by_model: true,
                 ..ResourceNames::default()
             },
             keys: AnnotationKeys {
@@ -79,9 +84,7 @@ impl Amd {
                 to_allocate: Some(TO_ALLOCATE.to_owned()),
                 allocated: Some(ALLOCATED.to_owned()),
                 extra: vec![UNITS_ALLOCATED.to_owned()],
-                user: [USE_TYPE, NOUSE_TYPE, USE_UUID, NOUSE_UUID, NUMA_BIND]
-                    .map(str::to_owned)
-                    .to_vec(),
+                user: SELECTION.all().map(str::to_owned).collect(),
                 ..AnnotationKeys::default()
             },
             settings: settings.clone(),
@@ -144,11 +147,9 @@ impl Vendor for Amd {
         HealthSource::Allocatable
     }
 
-    /// A quota would count percent where compute units are booked, and a card has no fixed number of them that would
-    /// make it whole.
+    /// A card has no fixed number of compute units that would make it whole.
     fn rules(&self) -> Rules {
         Rules {
-            quota: false,
             topology: false,
             whole_alone: false,
             ..Rules::default()
@@ -156,7 +157,7 @@ impl Vendor for Amd {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        plain::registered(node, REGISTER, &self.keyword)
+        nodes::registered(node, REGISTER, &self.keyword)
     }
 
     /// What the plugin holds a container to.
@@ -169,15 +170,7 @@ impl Vendor for Amd {
     }
 
     fn selection(&self, pod: &PodView) -> Result<Selection, RequestError> {
-        Ok(Selection {
-            use_models: comma_list(pod.annotation(USE_TYPE)),
-            avoid_models: comma_list(pod.annotation(NOUSE_TYPE)),
-            use_ids: comma_list(pod.annotation(USE_UUID)),
-            avoid_ids: comma_list(pod.annotation(NOUSE_UUID)),
-            numa_bind: pod.annotation(NUMA_BIND).and_then(go_bool).unwrap_or(false),
-            modes: None,
-            extra: Vec::new(),
-        })
+        Ok(SELECTION.read(pod))
     }
 
     fn resolve(&self, card: &Card, ask: &Ask) -> (Mib, Cores) {
@@ -242,13 +235,6 @@ impl Vendor for Amd {
             (TO_ALLOCATE.to_owned(), device_text::print(&consumable(class, &roles))),
             (ALLOCATED.to_owned(), device_text::print(class)),
         ])
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
     }
 
     fn admit(

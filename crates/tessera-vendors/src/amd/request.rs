@@ -5,7 +5,7 @@ use tessera_types::{Ask, Cores, MemoryAsk, Mib};
 use tessera_wire::{ContainerView, PodView, Quantity};
 
 use super::{Amd, NUMA_BIND};
-use crate::{plain, share};
+use crate::amounts;
 
 /// The ask of one container; `None` without a count or with count 0. Only limits are looked at, as HAMi does.
 ///
@@ -19,12 +19,12 @@ pub(super) fn parse(class: &Amd, container: &ContainerView) -> Result<Option<Ask
     let Some((count_name, count)) = limit(&names.count) else {
         return Ok(None);
     };
-    let count = plain::count(&container.name, &count_name, &count)?;
+    let count = amounts::count_of(&container.name, &count_name, &count)?;
     if count == 0 {
         return Ok(None);
     }
     let memory = match limit(&names.memory) {
-        Some((name, quantity)) => share::mib(&container.name, &name, &quantity, names.factor())?,
+        Some((name, quantity)) => amounts::memory_of(&container.name, &name, &quantity, names.factor())?,
         None => Mib::ZERO,
     };
     let memory = match (memory, Mib::new(u64::from(class.settings.default_memory))) {
@@ -33,7 +33,7 @@ pub(super) fn parse(class: &Amd, container: &ContainerView) -> Result<Option<Ask
         (memory, _) => MemoryAsk::Mib(memory),
     };
     let cores = match (limit(&names.cores), memory) {
-        (Some((name, quantity)), _) => share::percent(&container.name, &name, &quantity, 1)?,
+        (Some((name, quantity)), _) => amounts::percent_of(&container.name, &name, &quantity, 1)?,
         (None, MemoryAsk::Whole) => 100,
         // Whoever asks for a part of the memory has claimed no compute.
         (None, _) => class.settings.default_cores,
@@ -60,7 +60,7 @@ pub(super) fn admit<'a>(
     let limit = |name: Option<&'a str>| Some((name?, view.limits.get(name?)?));
     let (memory, cores) = (limit(names.memory.as_deref()), limit(names.cores.as_deref()));
     if let Some((name, quantity)) = cores
-        && share::percent(&view.name, name, quantity, 1).is_err()
+        && amounts::percent_of(&view.name, name, quantity, 1).is_err()
     {
         // HAMi's own words, which tools match on.
         let text = format!(
@@ -70,7 +70,7 @@ pub(super) fn admit<'a>(
         return Err(RequestError::sentence(Some(view.name.clone()), text));
     }
     if let Some((name, quantity)) = memory {
-        share::mib(&view.name, name, quantity, names.factor())?;
+        amounts::memory_of(&view.name, name, quantity, names.factor())?;
     }
     let Some(count) = names.count.as_deref() else {
         return Ok(admit);

@@ -5,6 +5,8 @@ use tessera_types::{Extras, Keyword, Mib};
 use tessera_wire::config::{AscendChip, AscendTemplate};
 use tessera_wire::keys;
 
+use crate::amounts::name;
+
 /// Pod annotation: how the pod's part of an NPU is held.
 pub(super) const MODE_KEY: &str = "huawei.com/vnpu-mode";
 /// The one value of [`MODE_KEY`] with a meaning: a soft slice, held by a preloaded library.
@@ -85,10 +87,6 @@ fn number(value: i32) -> u64 {
 
 fn mib(value: i64) -> Mib {
     Mib::new(u64::try_from(value).unwrap_or(0))
-}
-
-fn name(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 impl From<&AscendTemplate> for Template {

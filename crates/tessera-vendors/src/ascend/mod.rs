@@ -25,9 +25,9 @@ use tessera_types::{
     Allocation, Ask, Card, CardMode, CardUsage, ClassAllocation, ContainerRole, Cores, Demand, Dimension, Extras,
     Keyword, MigReservation, NodePolicy, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
 };
-use tessera_wire::{ContainerView, NodeView, PodView, config, keys, register};
+use tessera_wire::{ContainerView, NodeView, PodView, config, keys};
 
-use crate::Options;
+use crate::{Options, nodes};
 pub use chip::known_chips;
 use chip::{Chip, MODE_KEY, MODE_SOFT, NODE_SOFT_KEY};
 
@@ -173,22 +173,8 @@ impl Vendor for Ascend {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let Some((key, text)) = self
-            .chip
-            .keys
-            .register
-            .as_deref()
-            .and_then(|key| Some((key, node.annotation(key)?)))
-        else {
-            return Err(NodeProblem::Absent);
-        };
-        let mut cards = register::parse_json(text, &self.chip.keyword).map_err(|error| NodeProblem::Unreadable {
-            key: key.to_owned(),
-            fault: error.to_string(),
-        })?;
-        if cards.is_empty() {
-            return Err(NodeProblem::Empty { key: key.to_owned() });
-        }
+        let register = self.chip.keys.register.as_deref().unwrap_or_default();
+        let mut cards = nodes::registered(node, register, &self.chip.keyword)?;
         let soft = node
             .annotation(NODE_SOFT_KEY)
             .map_or(self.chip.soft_by_default, |text| text == "true");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tessera_engine::{
     Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given,
     HealthSource, LockKind, NodeProblem, RequestError, ResourceNames, Rules, Take, Vendor, Want, WriteContext,
-    comma_list,
+    comma_list, read_device_text,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardId, CardMode, CardOrder, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib,
@@ -23,6 +23,7 @@ use tessera_wire::{ContainerView, NodeView, PodView, Whole, device_text};
 
 use crate::Options;
 use crate::amounts::{self, WIRE_MAX};
+use crate::{nodes, texts};
 
 /// The class's keyword.
 pub const KEYWORD: &str = "AWSNeuron";
@@ -35,6 +36,8 @@ const IS_ALLOCATED: &str = "NEURON_ALLOCATED";
 const PREDICATE_NODE: &str = "aws.amazon.com/predicate-node";
 const USE_ID: &str = "aws.amazon.com/use-neuron-uuid";
 const NO_USE_ID: &str = "aws.amazon.com/nouse-neuron-uuid";
+/// The cores that the runtime in a container uses, of the devices it has.
+const ENV_CORES: &str = "NEURON_RT_VISIBLE_CORES";
 const INSTANCE_TYPE: &str = "node.kubernetes.io/instance-type";
 
 /// Member of [`Card::custom`]: the node's instance type.
@@ -183,15 +186,19 @@ impl Vendor for AwsNeuron {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["AWS_NEURON_VISIBLE_DEVICES"]
+    }
+
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let devices = amounts::capacity(node, self.count_name()).ok_or(NodeProblem::Absent)?;
+        let devices = nodes::capacity(node, self.count_name()).ok_or(NodeProblem::Absent)?;
         let cores = self.cores_per_device(node, devices)?;
         let kind = node.labels.get(INSTANCE_TYPE);
         (0..devices)
             .map(|index| {
                 let id = format!("{}-{KEYWORD}-{index}", node.name);
                 Ok(Card {
-                    id: CardId::new(id).map_err(|error| amounts::bad_capacity(self.count_name(), &error))?,
+                    id: CardId::new(id).map_err(|error| nodes::bad_capacity(self.count_name(), &error))?,
                     class: self.keyword.clone(),
                     index,
                     slots: cores,
@@ -435,7 +442,7 @@ impl Vendor for AwsNeuron {
         if let (true, Some(name)) = (by_cores, self.core_name()) {
             put(RESOURCE_TYPE, name.to_owned());
         }
-        put(ALLOC_TIME, amounts::nanoseconds(at.now_seconds));
+        put(ALLOC_TIME, texts::nanoseconds(at.now_seconds));
         put(IS_ALLOCATED, "false".to_owned());
         put(PREDICATE_NODE, at.node.to_string());
         annotations
@@ -446,7 +453,7 @@ impl Vendor for AwsNeuron {
         &self,
         annotations: &BTreeMap<String, String>,
     ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        let Some((mut class, instances)) = amounts::read_text(annotations, ALLOCATED)? else {
+        let Some((mut class, instances)) = read_device_text(&self.keys, annotations)? else {
             return Ok(None);
         };
         let by_cores = annotations.contains_key(RESOURCE_TYPE);
@@ -485,6 +492,14 @@ impl Vendor for AwsNeuron {
             let text = format!("{name} {problem} (container {owner}, {quantity}); write a whole number of 1 or more");
             Err(RequestError::sentence(Some(owner.clone()), text))
         };
+        let by_cores = Some(name.as_str()) == self.core_name();
+        if by_cores && container.view().env.iter().any(|(variable, _)| variable == ENV_CORES) {
+            let text = format!(
+                "container {owner} asks for cores and sets {ENV_CORES}: its value would win over the plugin's and name \
+                 cores of other containers; leave the variable out"
+            );
+            return Err(RequestError::sentence(Some(owner.clone()), text));
+        }
         match quantity.whole() {
             Whole::Exact(value) if value <= 0 => refuse("must be greater than 0".to_owned()),
             Whole::Exact(value) if value <= WIRE_MAX => Ok(Admit {

@@ -5,30 +5,28 @@
 
 mod links;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    NodeProblem, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, comma_list, common_accepts,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, NodeProblem, RequestError,
+    ResourceNames, Rules, Vendor, Want, common_accepts,
 };
-use tessera_types::{
-    Allocation, Ask, Card, ClassAllocation, Cores, Demand, Keyword, Mib, MigReservation, ReasonKind, Selection,
-};
+use tessera_types::{Ask, Card, Cores, Keyword, Mib, ReasonKind, Selection};
 use tessera_wire::config::{self, DeviceConfig};
 use tessera_wire::{ContainerView, NodeView, PodView};
 
-use crate::{Options, plain};
+use crate::texts::SelectionKeys;
+use crate::{Options, amounts, nodes};
 
 const REGISTER: &str = "hami.io/node-biren-register";
 const HANDSHAKE: &str = "hami.io/node-handshake-biren";
-/// Pod annotations: models accepted and not accepted, ids accepted and not accepted.
-const USER: [&str; 4] = [
-    "birentech.com/use-biren",
-    "birentech.com/nouse-biren",
-    "birentech.com/use-gpuuuid",
-    "birentech.com/nouse-gpuuuid",
-];
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
+    use_models: "birentech.com/use-biren",
+    avoid_models: "birentech.com/nouse-biren",
+    use_ids: "birentech.com/use-gpuuuid",
+    avoid_ids: "birentech.com/nouse-gpuuuid",
+    numa_bind: "",
+};
 /// Of an ask, and of a card's own members: into how many parts the card is cut. 1, or absent, is a whole card.
 const PARTS: &str = "svi";
 
@@ -67,7 +65,7 @@ impl Biren {
     /// Never: the keyword is a constant without separators.
     #[must_use]
     pub fn new(settings: &config::Biren) -> Self {
-        let whole = plain::name(&settings.resource_count_name);
+        let whole = amounts::name(&settings.resource_count_name);
         let instances = settings
             .instance_resources
             .iter()
@@ -77,7 +75,7 @@ impl Biren {
             handshake: Some(HANDSHAKE.to_owned()),
             to_allocate: Some("hami.io/Biren-devices-to-allocate".to_owned()),
             allocated: Some("hami.io/Biren-devices-allocated".to_owned()),
-            user: USER.map(str::to_owned).to_vec(),
+            user: SELECTION.all().map(str::to_owned).collect(),
             ..AnnotationKeys::default()
         };
         Self {
@@ -120,7 +118,7 @@ impl Vendor for Biren {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let mut cards = plain::registered(node, REGISTER, &self.keyword)?;
+        let mut cards = nodes::registered(node, REGISTER, &self.keyword)?;
         for card in &mut cards {
             // The plugin registers none; it is for the order of cards only.
             card.cores = Cores::new(100);
@@ -131,7 +129,7 @@ impl Vendor for Biren {
 
     fn parse(&self, container: &ContainerView, _pod: &PodView) -> Result<Option<Ask>, RequestError> {
         for (name, parts) in &self.units {
-            if let Some(mut ask) = plain::units(&self.keyword, name, container)? {
+            if let Some(mut ask) = amounts::units(&self.keyword, name, container)? {
                 if *parts > 1 {
                     ask.extra = vec![(PARTS.to_owned(), *parts)];
                 }
@@ -142,14 +140,7 @@ impl Vendor for Biren {
     }
 
     fn selection(&self, pod: &PodView) -> Result<Selection, RequestError> {
-        let [use_models, avoid_models, use_ids, avoid_ids] = USER.map(|key| comma_list(pod.annotation(key)));
-        Ok(Selection {
-            use_models,
-            avoid_models,
-            use_ids,
-            avoid_ids,
-            ..Selection::default()
-        })
+        Ok(SELECTION.read(pod))
     }
 
     fn accepts(&self, card: CardView<'_>, want: &Want<'_>, _ctx: &FitContext<'_>) -> Result<(), ReasonKind> {
@@ -173,17 +164,6 @@ impl Vendor for Biren {
                 .is_some_and(|cards| cards.iter().any(|card| !card.link_scores.is_empty()))
     }
 
-    fn annotations(&self, allocation: &Allocation, _: &Demand, _: &WriteContext<'_>) -> BTreeMap<String, String> {
-        plain::texts(&self.keyword, &self.keys, allocation)
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
-    }
-
     fn admit(
         &self,
         container: &mut ContainerEdit<'_>,
@@ -191,7 +171,7 @@ impl Vendor for Biren {
         _settings: &AdmitSettings,
     ) -> Result<Admit, RequestError> {
         let names: Vec<&str> = self.units.iter().map(|(name, _)| name.as_str()).collect();
-        plain::one_of(container, &names)?;
+        amounts::one_of(container, &names)?;
         Ok(Admit {
             uses_device: names.iter().any(|name| container.has_limit(name)),
             ..Admit::default()

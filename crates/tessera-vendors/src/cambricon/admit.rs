@@ -8,7 +8,7 @@ use tessera_types::ContainerRole;
 use tessera_wire::{ContainerView, PodView};
 
 use super::Cambricon;
-use crate::trio::has;
+use crate::amounts::has;
 
 /// Completes count, compute and memory; refuses several cards, several containers and init containers.
 ///

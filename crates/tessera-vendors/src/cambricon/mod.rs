@@ -10,19 +10,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, common_accepts,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem,
+    RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, common_accepts,
 };
 use tessera_types::{
-    Allocation, Ask, Card, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, ReasonKind,
-    Selection, WHOLE_CARD_CORES,
+    Allocation, Ask, Card, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, ReasonKind, Selection,
+    WHOLE_CARD_CORES,
 };
 use tessera_wire::config::{self, DeviceConfig};
 use tessera_wire::{ContainerView, NodeView, PodView, device_text};
 
 use crate::Options;
+use crate::amounts;
 use crate::pool::{self, Pool};
-use crate::trio::{self, SelectionKeys};
+use crate::texts::SelectionKeys;
 
 /// The keyword.
 pub const KEYWORD: &str = "MLU";
@@ -50,11 +51,12 @@ const SLOTS: u32 = 100;
 /// MiB of a memory unit.
 const UNIT: u32 = 256;
 
-const SELECTION: SelectionKeys = SelectionKeys {
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
     use_models: "cambricon.com/use-mlutype",
     avoid_models: "cambricon.com/nouse-mlutype",
     use_ids: "cambricon.com/use-gpuuuid",
     avoid_ids: "cambricon.com/nouse-gpuuuid",
+    numa_bind: tessera_wire::keys::NUMA_BIND,
 };
 
 /// The Cambricon class with the cluster's names.
@@ -96,10 +98,10 @@ impl Cambricon {
     #[must_use]
     pub fn new(settings: &config::CountMemoryCore) -> Self {
         let names = ResourceNames {
-            count: trio::name(&settings.resource_count_name, "cambricon.com/vmlu"),
-            memory: trio::name(&settings.resource_memory_name, "cambricon.com/mlu.smlu.vmemory"),
-            cores: trio::name(&settings.resource_core_name, "cambricon.com/mlu.smlu.vcore"),
-            memory_factor: trio::factor(settings.memory_factor, UNIT),
+            count: amounts::name_or(&settings.resource_count_name, "cambricon.com/vmlu"),
+            memory: amounts::name_or(&settings.resource_memory_name, "cambricon.com/mlu.smlu.vmemory"),
+            cores: amounts::name_or(&settings.resource_core_name, "cambricon.com/mlu.smlu.vcore"),
+            memory_factor: amounts::factor(settings.memory_factor, UNIT),
             ..ResourceNames::default()
         };
         Self {
@@ -110,7 +112,7 @@ impl Cambricon {
                 to_allocate: Some(TO_ALLOCATE.to_owned()),
                 allocated: Some(ALLOCATED.to_owned()),
                 extra: [PROFILE, ASSIGNED, ASSIGNED_HAMI, INSTANCE].map(str::to_owned).to_vec(),
-                user: SELECTION.all(),
+                user: SELECTION.all().map(str::to_owned).collect(),
                 ..AnnotationKeys::default()
             },
         }
@@ -171,6 +173,10 @@ impl Vendor for Cambricon {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["CAMBRICON_VISIBLE_DEVICES", "VIRTUAL_DEVICES"]
+    }
+
     /// Without `--min-dsmlu-unit` the plugin advertises 100 memory units a card, whatever the card's size: percent, not
     /// MiB. No card has 100 units of 256 MiB, so that is told by the number.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
@@ -190,11 +196,11 @@ impl Vendor for Cambricon {
 
     fn parse(&self, container: &ContainerView, _pod: &PodView) -> Result<Option<Ask>, RequestError> {
         let names = &self.names;
-        let Some(count) = trio::count(container, names.count.as_deref())? else {
+        let Some(count) = amounts::count(container, names.count.as_deref())? else {
             return Ok(None);
         };
-        let memory = trio::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
-        let cores = trio::compute(
+        let memory = amounts::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
+        let cores = amounts::compute(
             container,
             names.cores.as_deref(),
             "write a percentage of the card's compute, 1 to 100",
@@ -244,13 +250,6 @@ impl Vendor for Cambricon {
             annotations.insert(ASSIGNED_HAMI.to_owned(), "false".to_owned());
         }
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        Ok(trio::read_text(annotations, ALLOCATED)?.map(|class| (class, Vec::new())))
     }
 
     fn admit(

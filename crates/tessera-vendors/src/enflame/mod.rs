@@ -22,6 +22,9 @@ pub const SLICED: &str = "Enflame";
 /// The keyword of whole cards.
 pub const WHOLE: &str = "GCU";
 
+/// What the maker's runtime reads; the container's own value would win over the plugin's.
+const RESERVED_ENV: [&str; 2] = ["ENFLAME_VISIBLE_DEVICES", "TOPS_VISIBLE_DEVICES"];
+
 /// Both classes.
 pub(crate) fn classes(config: &DeviceConfig, _options: &Options) -> Vec<Arc<dyn Vendor>> {
     config.enflame.as_ref().map_or_else(Vec::new, |section| {

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext, comma_list,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem,
+    RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext, comma_list,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardId, CardMode, ClassAllocation, ContainerRole, Cores, Demand, Extras, Keyword, MemoryAsk,
-    Mib, MigProfile, MigReservation, Reason, ReasonKind, Selection, Share,
+    Allocation, Ask, Card, CardId, CardMode, ContainerRole, Cores, Demand, Extras, Keyword, MemoryAsk, Mib, MigProfile,
+    Reason, ReasonKind, Selection, Share,
 };
 use tessera_wire::config::{Enflame, EnflameMemoryUnit};
 use tessera_wire::{ContainerView, NodeView, PodView, Quantity, Whole, device_text};
 
 use super::profile::{self, Unit, Wish};
 use super::{SLICED, twin};
-use crate::amounts;
+use crate::{amounts, texts};
 
 /// Node annotation of the vendor's plugin: cards and profiles.
 const CAPACITY: &str = "enflame.com/gcu-drs-capacity";
@@ -273,6 +273,10 @@ impl Vendor for EnflameSliced {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &super::RESERVED_ENV
+    }
+
     /// Cards whose entry does not read are left out; the others stay.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         let text = node.annotation(CAPACITY).ok_or(NodeProblem::Absent)?;
@@ -451,15 +455,8 @@ impl Vendor for EnflameSliced {
             put(CONTAINERS, text);
         }
         put(ASSIGNED, "false".to_owned());
-        put(ASSIGNED_TIME, amounts::nanoseconds(at.now_seconds));
+        put(ASSIGNED_TIME, texts::nanoseconds(at.now_seconds));
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        amounts::read_text(annotations, ALLOCATED)
     }
 
     fn admit(

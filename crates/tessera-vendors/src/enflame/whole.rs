@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem,
+    RequestError, ResourceNames, Rules, Vendor, Want,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardId, CardMode, ClassAllocation, Demand, Extras, Keyword, MemoryAsk, Mib, MigReservation,
-    ReasonKind, Selection, WHOLE_CARD_CORES,
+    Ask, Card, CardId, CardMode, Extras, Keyword, MemoryAsk, Mib, ReasonKind, Selection, WHOLE_CARD_CORES,
 };
 use tessera_wire::config::Enflame;
-use tessera_wire::{ContainerView, NodeView, PodView, device_text};
+use tessera_wire::{ContainerView, NodeView, PodView};
 
 use super::WHOLE;
-use crate::amounts;
+use crate::{amounts, nodes};
 
 const TO_ALLOCATE: &str = "hami.io/enflame-gcu-devices-to-allocate";
 const ALLOCATED: &str = "hami.io/enflame-gcu-devices-allocated";
@@ -86,13 +85,17 @@ impl Vendor for EnflameWhole {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &super::RESERVED_ENV
+    }
+
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let count = amounts::capacity(node, self.count()).ok_or(NodeProblem::Absent)?;
+        let count = nodes::capacity(node, self.count()).ok_or(NodeProblem::Absent)?;
         (0..count)
             .map(|index| {
                 let id = format!("{}-{WHOLE}-{index}", node.name);
                 Ok(Card {
-                    id: CardId::new(id).map_err(|error| amounts::bad_capacity(self.count(), &error))?,
+                    id: CardId::new(id).map_err(|error| nodes::bad_capacity(self.count(), &error))?,
                     class: self.keyword.clone(),
                     index,
                     slots: 1,
@@ -132,28 +135,6 @@ impl Vendor for EnflameWhole {
             return Err(ReasonKind::ExclusiveConflict);
         }
         Ok(())
-    }
-
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        let Some(class) = allocation.classes.get(&self.keyword) else {
-            return BTreeMap::new();
-        };
-        let text = device_text::print(class);
-        [(TO_ALLOCATE, text.clone()), (ALLOCATED, text)]
-            .map(|(key, text)| (key.to_owned(), text))
-            .into()
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        amounts::read_text(annotations, ALLOCATED)
     }
 
     fn admit(

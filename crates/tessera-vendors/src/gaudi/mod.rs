@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext,
-    HealthSource, LockKind, NodeProblem, RequestError, ResourceNames, Vendor, Want, WriteContext, comma_list,
-    common_accepts, go_bool,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, HealthSource, LockKind,
+    NodeProblem, RequestError, ResourceNames, Vendor, Want, common_accepts,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardId, CardMode, ClassAllocation, ContainerRole, Cores, Demand, Dimension, Extras, Keyword,
-    MemoryAsk, Mib, MigReservation, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
+    Ask, Card, CardId, CardMode, ContainerRole, Cores, Dimension, Extras, Keyword, MemoryAsk, Mib, Reason, ReasonKind,
+    Selection, WHOLE_CARD_CORES,
 };
 use tessera_wire::config::{self, DeviceConfig};
 use tessera_wire::{ContainerView, NodeView, PodView, Whole};
 
-use crate::{Options, plain};
+use crate::texts::SelectionKeys;
+use crate::{Options, amounts, nodes};
 
 /// The class's keyword.
 pub const KEYWORD: &str = "Gaudi";
@@ -26,11 +26,14 @@ pub const TO_ALLOCATE: &str = "hami.io/gaudi-devices-to-allocate";
 /// Pod: what was given.
 pub const ALLOCATED: &str = "hami.io/gaudi-devices-allocated";
 
-const USE_TYPE: &str = "gaudi.intel.com/use-type";
-const NOUSE_TYPE: &str = "gaudi.intel.com/nouse-type";
-const USE_UUID: &str = "gaudi.intel.com/use-uuid";
-const NOUSE_UUID: &str = "gaudi.intel.com/nouse-uuid";
 const NUMA_BIND: &str = "gaudi.intel.com/numa-bind";
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
+    use_models: "gaudi.intel.com/use-type",
+    avoid_models: "gaudi.intel.com/nouse-type",
+    use_ids: "gaudi.intel.com/use-uuid",
+    avoid_ids: "gaudi.intel.com/nouse-uuid",
+    numa_bind: NUMA_BIND,
+};
 
 /// Fact of a node whose cards are counted: how many kubelet may give out.
 const ALLOCATABLE: &str = "allocatable";
@@ -68,7 +71,7 @@ impl Gaudi {
         Self {
             keyword: Keyword::new(KEYWORD).expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_count_name),
+                count: amounts::name(&settings.resource_count_name),
                 memory_factor: 1,
                 ..ResourceNames::default()
             },
@@ -76,9 +79,7 @@ impl Gaudi {
                 register: Some(REGISTER.to_owned()),
                 to_allocate: Some(TO_ALLOCATE.to_owned()),
                 allocated: Some(ALLOCATED.to_owned()),
-                user: [USE_TYPE, NOUSE_TYPE, USE_UUID, NOUSE_UUID, NUMA_BIND]
-                    .map(str::to_owned)
-                    .to_vec(),
+                user: SELECTION.all().map(str::to_owned).collect(),
                 ..AnnotationKeys::default()
             },
             settings: settings.clone(),
@@ -189,7 +190,7 @@ impl Vendor for Gaudi {
     /// Whatever a node registers, a card is given once. A node with Habana's plugin alone registers nothing; its cards
     /// are counted, and the plugin chooses which they are.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let mut cards = match plain::registered(node, REGISTER, &self.keyword) {
+        let mut cards = match nodes::registered(node, REGISTER, &self.keyword) {
             Err(NodeProblem::Absent) => return self.counted(node),
             cards => cards?,
         };
@@ -231,7 +232,7 @@ impl Vendor for Gaudi {
         let Some(quantity) = container.amount(self.count_name()) else {
             return Ok(None);
         };
-        let count = plain::count(&container.name, self.count_name(), quantity)?;
+        let count = amounts::count_of(&container.name, self.count_name(), quantity)?;
         Ok((count > 0).then(|| Ask {
             class: self.keyword.clone(),
             count,
@@ -243,15 +244,7 @@ impl Vendor for Gaudi {
     }
 
     fn selection(&self, pod: &PodView) -> Result<Selection, RequestError> {
-        Ok(Selection {
-            use_models: comma_list(pod.annotation(USE_TYPE)),
-            avoid_models: comma_list(pod.annotation(NOUSE_TYPE)),
-            use_ids: comma_list(pod.annotation(USE_UUID)),
-            avoid_ids: comma_list(pod.annotation(NOUSE_UUID)),
-            numa_bind: pod.annotation(NUMA_BIND).and_then(go_bool).unwrap_or(false),
-            modes: None,
-            extra: Vec::new(),
-        })
+        Ok(SELECTION.read(pod))
     }
 
     /// Models are generations, and `Gaudi` is one of them: a name is the whole name, in any case.
@@ -306,22 +299,6 @@ impl Vendor for Gaudi {
         (!refuse).then(|| (0..count).collect())
     }
 
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        plain::texts(&self.keyword, &self.keys, allocation)
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
-    }
-
     fn admit(
         &self,
         container: &mut ContainerEdit<'_>,
@@ -334,7 +311,7 @@ impl Vendor for Gaudi {
         let Some(quantity) = view.amount(count) else {
             return Ok(admit);
         };
-        if !matches!(quantity.whole(), Whole::Exact(1..=plain::WIRE_MAX)) {
+        if !matches!(quantity.whole(), Whole::Exact(1..=amounts::WIRE_MAX)) {
             return Err(RequestError::resource(
                 &view.name,
                 count,

@@ -2,7 +2,7 @@
 
 use tessera_engine::{Admit, ContainerEdit, RequestError, ResourceNames};
 
-use crate::trio::has;
+use crate::amounts::has;
 
 /// A count of 1 where only a part is named; refuses what the plugin would hand out without a limit.
 ///

@@ -6,22 +6,19 @@
 
 mod admit;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    NodeProblem, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, common_accepts,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, NodeProblem, RequestError,
+    ResourceNames, Rules, Vendor, Want, common_accepts,
 };
-use tessera_types::{
-    Allocation, Ask, Card, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, ReasonKind,
-    Selection, WHOLE_CARD_CORES,
-};
+use tessera_types::{Ask, Card, Cores, Keyword, MemoryAsk, Mib, ReasonKind, Selection, WHOLE_CARD_CORES};
 use tessera_wire::config::{self, DeviceConfig};
-use tessera_wire::{ContainerView, NodeView, PodView, device_text, register};
+use tessera_wire::{ContainerView, NodeView, PodView, register};
 
 use crate::Options;
-use crate::trio::{self, SelectionKeys};
+use crate::texts::SelectionKeys;
+use crate::{amounts, nodes};
 
 /// The keyword.
 pub const KEYWORD: &str = "DCU";
@@ -34,11 +31,12 @@ pub const TO_ALLOCATE: &str = "hami.io/dcu-devices-to-allocate";
 /// Pod annotation: devices handed out.
 pub const ALLOCATED: &str = "hami.io/dcu-devices-allocated";
 
-const SELECTION: SelectionKeys = SelectionKeys {
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
     use_models: "hygon.com/use-dcutype",
     avoid_models: "hygon.com/nouse-dcutype",
     use_ids: "hygon.com/use-gpuuuid",
     avoid_ids: "hygon.com/nouse-gpuuuid",
+    numa_bind: tessera_wire::keys::NUMA_BIND,
 };
 
 /// The Hygon class with the cluster's names.
@@ -69,10 +67,10 @@ impl Hygon {
         Self {
             keyword: Keyword::new(KEYWORD).expect("a constant without separators"),
             names: ResourceNames {
-                count: trio::name(&settings.resource_count_name, "hygon.com/dcunum"),
-                memory: trio::name(&settings.resource_memory_name, "hygon.com/dcumem"),
-                cores: trio::name(&settings.resource_core_name, "hygon.com/dcucores"),
-                memory_factor: trio::factor(settings.memory_factor, 1),
+                count: amounts::name_or(&settings.resource_count_name, "hygon.com/dcunum"),
+                memory: amounts::name_or(&settings.resource_memory_name, "hygon.com/dcumem"),
+                cores: amounts::name_or(&settings.resource_core_name, "hygon.com/dcucores"),
+                memory_factor: amounts::factor(settings.memory_factor, 1),
                 ..ResourceNames::default()
             },
             keys: AnnotationKeys {
@@ -80,7 +78,7 @@ impl Hygon {
                 handshake: Some(HANDSHAKE.to_owned()),
                 to_allocate: Some(TO_ALLOCATE.to_owned()),
                 allocated: Some(ALLOCATED.to_owned()),
-                user: SELECTION.all(),
+                user: SELECTION.all().map(str::to_owned).collect(),
                 ..AnnotationKeys::default()
             },
         }
@@ -126,16 +124,7 @@ impl Vendor for Hygon {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let text = node.annotation(REGISTER).ok_or(NodeProblem::Absent)?;
-        let key = || REGISTER.to_owned();
-        let cards = register::parse_legacy(text, &self.keyword).map_err(|error| NodeProblem::Unreadable {
-            key: key(),
-            fault: error.to_string(),
-        })?;
-        if cards.is_empty() {
-            return Err(NodeProblem::Empty { key: key() });
-        }
-        Ok(cards)
+        nodes::parsed(node, REGISTER, |text| register::parse_legacy(text, &self.keyword))
     }
 
     /// A registered model begins with the keyword, also that of a chip which the plugin does not know.
@@ -145,11 +134,11 @@ impl Vendor for Hygon {
 
     fn parse(&self, container: &ContainerView, _pod: &PodView) -> Result<Option<Ask>, RequestError> {
         let names = &self.names;
-        let Some(count) = trio::count(container, names.count.as_deref())? else {
+        let Some(count) = amounts::count(container, names.count.as_deref())? else {
             return Ok(None);
         };
-        let memory = trio::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
-        let cores = trio::compute(
+        let memory = amounts::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
+        let cores = amounts::compute(
             container,
             names.cores.as_deref(),
             "write a percentage of the card's compute units, 0 to 100",
@@ -193,26 +182,6 @@ impl Vendor for Hygon {
         } else {
             Err(ReasonKind::ModelMismatch)
         }
-    }
-
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        let Some(class) = allocation.classes.get(&self.keyword) else {
-            return BTreeMap::new();
-        };
-        let text = device_text::print(class);
-        BTreeMap::from([(TO_ALLOCATE.to_owned(), text.clone()), (ALLOCATED.to_owned(), text)])
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        Ok(trio::read_text(annotations, ALLOCATED)?.map(|class| (class, Vec::new())))
     }
 
     fn admit(

@@ -1,21 +1,17 @@
 //! Iluvatar: one class for each chip, registered and written like NVIDIA's shared cards.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, ContainerEdit, HealthSource, NodeProblem, RequestError,
-    ResourceNames, Rules, Vendor, WriteContext, comma_list,
+    Admit, AdmitSettings, AnnotationKeys, ContainerEdit, HealthSource, NodeProblem, RequestError, ResourceNames, Rules,
+    Vendor, comma_list,
 };
-use tessera_types::{
-    Allocation, Ask, Card, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, Selection,
-    WHOLE_CARD_CORES,
-};
+use tessera_types::{Ask, Card, Cores, Keyword, MemoryAsk, Mib, Selection, WHOLE_CARD_CORES};
 use tessera_wire::config::{DeviceConfig, Iluvatar as Section};
-use tessera_wire::{ContainerView, NodeView, PodView, device_text, register};
+use tessera_wire::{ContainerView, NodeView, PodView, register};
 
-use crate::Options;
 use crate::amounts::{self, WIRE_MAX};
+use crate::{Options, nodes};
 
 /// MiB of one unit of memory where the configuration states nothing.
 const MEMORY_UNIT_MIB: u32 = 256;
@@ -85,10 +81,6 @@ impl Iluvatar {
         self.keys.register.as_deref().unwrap_or_default()
     }
 
-    fn allocated(&self) -> &str {
-        self.keys.allocated.as_deref().unwrap_or_default()
-    }
-
     fn count(&self, container: &ContainerView) -> Result<Option<u32>, RequestError> {
         amounts::count(container, self.names.count.as_deref())
     }
@@ -119,23 +111,20 @@ impl Vendor for Iluvatar {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &["IX_VISIBLE_DEVICES", "IX_REPLICA_DEVICES"]
+    }
+
     /// The register's older string form, which the vendor's component writes, or the JSON form.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let text = node.annotation(self.register()).ok_or(NodeProblem::Absent)?;
-        let key = || self.register().to_owned();
-        let cards = if text.trim_start().starts_with('[') {
-            register::parse_json(text, &self.keyword)
-        } else {
-            register::parse_legacy(text, &self.keyword)
-        }
-        .map_err(|error| NodeProblem::Unreadable {
-            key: key(),
-            fault: error.to_string(),
-        })?;
-        if cards.is_empty() {
-            return Err(NodeProblem::Empty { key: key() });
-        }
-        Ok(cards)
+        let parse = |text: &str| {
+            if text.trim_start().starts_with('[') {
+                register::parse_json(text, &self.keyword)
+            } else {
+                register::parse_legacy(text, &self.keyword)
+            }
+        };
+        nodes::parsed(node, self.register(), parse)
     }
 
     /// A card belongs to the class under whose key it is registered, unless its model names another chip: one that is
@@ -194,30 +183,6 @@ impl Vendor for Iluvatar {
             avoid_ids: comma_list(pod.annotation(&self.avoid_ids)),
             ..Selection::default()
         })
-    }
-
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        let Some(class) = allocation.classes.get(&self.keyword) else {
-            return BTreeMap::new();
-        };
-        let text = device_text::print(class);
-        [&self.keys.to_allocate, &self.keys.allocated]
-            .into_iter()
-            .flatten()
-            .map(|key| (key.clone(), text.clone()))
-            .collect()
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        amounts::read_text(annotations, self.allocated())
     }
 
     fn admit(

@@ -11,18 +11,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given,
-    HealthSource, LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Take, Vendor, Want, WriteContext,
-    comma_list, common_accepts, go_bool,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given, HealthSource,
+    LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Take, Vendor, Want, WriteContext, common_accepts,
+    device_texts, go_bool,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardMode, CardUsage, ClassAllocation, Cores, Demand, Dimension, Keyword, MemoryAsk, Mib,
-    MigReservation, NodePolicy, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
+    NodePolicy, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
 };
 use tessera_wire::config::{self, DeviceConfig, IntelIsolation};
 use tessera_wire::{ContainerView, NodeView, PodView, register};
 
-use crate::{Options, plain};
+use crate::texts::SelectionKeys;
+use crate::{Options, amounts, nodes};
 
 /// The class's keyword.
 pub const KEYWORD: &str = "IntelGPU";
@@ -35,11 +36,14 @@ pub const ALLOCATED: &str = "hami.io/intel-gpu-devices-allocated";
 /// Pod: which kind of unit each device is, and how it is walled off.
 pub const PLACEMENT: &str = "hami.io/intel-gpu-placement";
 
-const USE_TYPE: &str = "intel.com/use-gputype";
-const NOUSE_TYPE: &str = "intel.com/nouse-gputype";
-const USE_UUID: &str = "intel.com/use-gpuuuid";
-const NOUSE_UUID: &str = "intel.com/nouse-gpuuuid";
 const NUMA_BIND: &str = "intel.com/numa-bind";
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
+    use_models: "intel.com/use-gputype",
+    avoid_models: "intel.com/nouse-gputype",
+    use_ids: "intel.com/use-gpuuuid",
+    avoid_ids: "intel.com/nouse-gpuuuid",
+    numa_bind: NUMA_BIND,
+};
 const GPU_DRIVER: &str = "intel.com/gpu-driver";
 const GPU_UNIT: &str = "intel.com/gpu-unit";
 const ISOLATION: &str = "intel.com/isolation";
@@ -78,10 +82,10 @@ impl IntelGpu {
         Self {
             keyword: Keyword::new(KEYWORD).expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_count_name),
-                memory: plain::name(&settings.resource_memory_name),
-                memory_percent: plain::name(&settings.resource_memory_percentage_name),
-                cores: plain::name(&settings.resource_core_name),
+                count: amounts::name(&settings.resource_count_name),
+                memory: amounts::name(&settings.resource_memory_name),
+                memory_percent: amounts::name(&settings.resource_memory_percentage_name),
+                cores: amounts::name(&settings.resource_core_name),
                 memory_factor: settings.memory_factor.max(1),
                 ..ResourceNames::default()
             },
@@ -90,20 +94,11 @@ impl IntelGpu {
                 to_allocate: Some(TO_ALLOCATE.to_owned()),
                 allocated: Some(ALLOCATED.to_owned()),
                 extra: vec![PLACEMENT.to_owned()],
-                user: [
-                    USE_TYPE,
-                    NOUSE_TYPE,
-                    USE_UUID,
-                    NOUSE_UUID,
-                    NUMA_BIND,
-                    GPU_DRIVER,
-                    GPU_UNIT,
-                    ISOLATION,
-                    XELINK,
-                    RENDER_ALIAS,
-                ]
-                .map(str::to_owned)
-                .to_vec(),
+                user: SELECTION
+                    .all()
+                    .chain([GPU_DRIVER, GPU_UNIT, ISOLATION, XELINK, RENDER_ALIAS])
+                    .map(str::to_owned)
+                    .collect(),
                 ..AnnotationKeys::default()
             },
             settings: settings.clone(),
@@ -205,7 +200,7 @@ impl Vendor for IntelGpu {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let mut cards = plain::registered(node, REGISTER, &self.keyword)?;
+        let mut cards = nodes::registered(node, REGISTER, &self.keyword)?;
         for card in &mut cards {
             if card.mode.as_str().is_empty() {
                 card.mode = CardMode::new(units::CARD);
@@ -252,13 +247,8 @@ impl Vendor for IntelGpu {
             extra.push((XELINK.to_owned(), "true".to_owned()));
         }
         Ok(Selection {
-            use_models: comma_list(pod.annotation(USE_TYPE)),
-            avoid_models: comma_list(pod.annotation(NOUSE_TYPE)),
-            use_ids: comma_list(pod.annotation(USE_UUID)),
-            avoid_ids: comma_list(pod.annotation(NOUSE_UUID)),
-            numa_bind: on(NUMA_BIND),
-            modes: None,
             extra,
+            ..SELECTION.read(pod)
         })
     }
 
@@ -396,18 +386,11 @@ impl Vendor for IntelGpu {
         _demand: &Demand,
         at: &WriteContext<'_>,
     ) -> BTreeMap<String, String> {
-        let mut annotations = plain::texts(&self.keyword, &self.keys, allocation);
+        let mut annotations = device_texts(&self.keyword, &self.keys, allocation);
         if let Some(class) = allocation.classes.get(&self.keyword) {
             annotations.insert(PLACEMENT.to_owned(), placement(class, at));
         }
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
     }
 
     fn admit(

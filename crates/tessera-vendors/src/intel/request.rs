@@ -8,7 +8,7 @@ use tessera_wire::config::IntelIsolation;
 use tessera_wire::{ContainerView, PodView, Quantity};
 
 use super::{GPU_DRIVER, GPU_UNIT, ISOLATION, IntelGpu, NUMA_BIND, XELINK, units};
-use crate::{plain, share};
+use crate::amounts;
 
 /// Names of Intel's own plugin for one share of a card, and the kernel driver that each means.
 pub(super) const DRIVER_NAMES: [(&str, &str); 2] = [("gpu.intel.com/i915", "i915"), ("gpu.intel.com/xe", "xe")];
@@ -29,20 +29,20 @@ pub(super) fn parse(class: &IntelGpu, container: &ContainerView) -> Result<Optio
     let Some((count_name, count)) = amount(&names.count) else {
         return Ok(None);
     };
-    let count = plain::count(&container.name, &count_name, &count)?;
+    let count = amounts::count_of(&container.name, &count_name, &count)?;
     if count == 0 {
         return Ok(None);
     }
     let memory = match amount(&names.memory) {
-        Some((name, quantity)) => share::mib(&container.name, &name, &quantity, names.factor())?,
+        Some((name, quantity)) => amounts::memory_of(&container.name, &name, &quantity, names.factor())?,
         None => Mib::ZERO,
     };
     let percent = match amount(&names.memory_percent) {
-        Some((name, quantity)) => Some(share::percent(&container.name, &name, &quantity, 1)?),
+        Some((name, quantity)) => Some(amounts::percent_of(&container.name, &name, &quantity, 1)?),
         None => None,
     };
     let cores = match amount(&names.cores) {
-        Some((name, quantity)) => share::percent(&container.name, &name, &quantity, 0)?,
+        Some((name, quantity)) => amounts::percent_of(&container.name, &name, &quantity, 0)?,
         None => class.settings.default_cores,
     };
     let default_memory = Mib::new(u64::from(class.settings.default_memory));
@@ -203,7 +203,7 @@ fn rewrite(class: &IntelGpu, count: &str, container: &mut ContainerEdit<'_>) -> 
         }
         for (alias, _) in DRIVER_NAMES {
             if let Some(quantity) = view.amount(alias) {
-                let number = plain::count(name, alias, quantity)?;
+                let number = amounts::count_of(name, alias, quantity)?;
                 container.set_limit(count, i64::from(number));
                 container.remove(alias);
             }
@@ -213,7 +213,7 @@ fn rewrite(class: &IntelGpu, count: &str, container: &mut ContainerEdit<'_>) -> 
     if class.settings.monitoring && !monitor.is_empty() && !stands(view, monitor) {
         for alias in MONITOR_NAMES {
             if let Some(quantity) = view.amount(alias) {
-                let number = plain::count(name, alias, quantity)?;
+                let number = amounts::count_of(name, alias, quantity)?;
                 container.set_limit(monitor, i64::from(number));
                 container.remove(alias);
             }
@@ -252,7 +252,7 @@ fn check_amounts(class: &IntelGpu, container: &ContainerEdit<'_>, name: &str) ->
         Err(RequestError::sentence(Some(name.to_owned()), text))
     };
     if let Some((resource, quantity)) = given(&names.memory_percent)
-        && share::percent(name, &resource, &quantity, 1).is_err()
+        && amounts::percent_of(name, &resource, &quantity, 1).is_err()
     {
         return invalid(
             &resource,
@@ -261,7 +261,7 @@ fn check_amounts(class: &IntelGpu, container: &ContainerEdit<'_>, name: &str) ->
         );
     }
     if let Some((resource, quantity)) = given(&names.memory)
-        && let Err(error) = share::mib(name, &resource, &quantity, names.factor())
+        && let Err(error) = amounts::memory_of(name, &resource, &quantity, names.factor())
     {
         return invalid(
             &resource,
@@ -270,7 +270,7 @@ fn check_amounts(class: &IntelGpu, container: &ContainerEdit<'_>, name: &str) ->
         );
     }
     if let Some((resource, quantity)) = given(&names.cores)
-        && share::percent(name, &resource, &quantity, 0).is_err()
+        && amounts::percent_of(name, &resource, &quantity, 0).is_err()
     {
         return invalid(
             &resource,

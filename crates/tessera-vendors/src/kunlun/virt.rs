@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given,
-    HealthSource, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given, HealthSource,
+    NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, Reason,
-    ReasonKind, Selection, WHOLE_CARD_CORES,
+    Ask, Card, CardUsage, Cores, Keyword, MemoryAsk, Mib, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
 };
 use tessera_wire::config::{Kunlun, KunlunTopology};
-use tessera_wire::{ContainerView, NodeView, PodView, device_text, register};
+use tessera_wire::{ContainerView, NodeView, PodView};
 
 use super::{SHARES_MIB, VIRTUAL};
 use crate::amounts::{self, WIRE_MAX};
+use crate::nodes;
 
 const REGISTER: &str = "hami.io/node-register-xpu";
 const HANDSHAKE: &str = "hami.io/node-handshake-xpu";
@@ -120,15 +120,7 @@ impl Vendor for KunlunVirtual {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let text = node.annotations.get(REGISTER).ok_or(NodeProblem::Absent)?;
-        let key = || REGISTER.to_owned();
-        let mut cards = register::parse_json(text, &self.keyword).map_err(|error| NodeProblem::Unreadable {
-            key: key(),
-            fault: error.to_string(),
-        })?;
-        if cards.is_empty() {
-            return Err(NodeProblem::Empty { key: key() });
-        }
+        let mut cards = nodes::registered(node, REGISTER, &self.keyword)?;
         super::number(&mut cards);
         Ok(cards)
     }
@@ -204,28 +196,6 @@ impl Vendor for KunlunVirtual {
         reasons: &mut Vec<Reason>,
     ) {
         super::conclude(reasons, ctx.policy.has(tessera_types::CardOrder::Mutex));
-    }
-
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        let Some(class) = allocation.classes.get(&self.keyword) else {
-            return BTreeMap::new();
-        };
-        let text = device_text::print(class);
-        [(TO_ALLOCATE, text.clone()), (ALLOCATED, text)]
-            .map(|(key, text)| (key.to_owned(), text))
-            .into()
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        amounts::read_text(annotations, ALLOCATED)
     }
 
     fn admit(

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given,
-    HealthSource, LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, Given, HealthSource,
+    LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardId, CardMode, ClassAllocation, Cores, Demand, Extras, Keyword, MemoryAsk, Mib,
-    MigReservation, NodePolicy, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
+    NodePolicy, Reason, ReasonKind, Selection, WHOLE_CARD_CORES,
 };
 use tessera_wire::config::{Kunlun, KunlunTopology};
 use tessera_wire::{ContainerView, NodeView, PodView, device_text};
 
 use super::{WHOLE, links};
-use crate::amounts;
+use crate::{amounts, nodes};
 
 /// Pod annotation: what was given, container by container.
 const ALLOCATED: &str = "hami.io/kunlun-allocated";
@@ -101,12 +101,12 @@ impl Vendor for KunlunWhole {
 
     /// The node says how many cards it has and nothing else; the second half lies on the second NUMA node.
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let count = amounts::capacity(node, self.count()).ok_or(NodeProblem::Absent)?;
+        let count = nodes::capacity(node, self.count()).ok_or(NodeProblem::Absent)?;
         (0..count)
             .map(|index| {
                 let id = format!("{}-{WHOLE}-{index}", node.name);
                 Ok(Card {
-                    id: CardId::new(id).map_err(|error| amounts::bad_capacity(self.count(), &error))?,
+                    id: CardId::new(id).map_err(|error| nodes::bad_capacity(self.count(), &error))?,
                     class: self.keyword.clone(),
                     index,
                     slots: SLOTS,
@@ -254,13 +254,6 @@ impl Vendor for KunlunWhole {
             annotations.insert(DEVICE_IDX.to_owned(), indexes.join(","));
         }
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        amounts::read_text(annotations, ALLOCATED)
     }
 
     fn admit(

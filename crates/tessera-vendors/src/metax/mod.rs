@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tessera_engine::Vendor;
 use tessera_wire::config::{DeviceConfig, Metax};
 
-use crate::{Options, plain};
+use crate::{Options, amounts};
 
 pub use sgpu::MetaxSgpu;
 pub use whole::MetaxGpu;
@@ -30,8 +30,8 @@ struct Modes {
 impl Modes {
     fn new(settings: &Metax) -> Self {
         Self {
-            whole: plain::name(&settings.resource_count_name),
-            shared: plain::name(&settings.resource_vcount_name),
+            whole: amounts::name(&settings.resource_count_name),
+            shared: amounts::name(&settings.resource_vcount_name),
         }
     }
 }

@@ -11,7 +11,7 @@ use tessera_wire::{ContainerView, Quantity, Whole};
 use super::company::App;
 use super::sgpu::MetaxSgpu;
 use super::whole::MetaxGpu;
-use crate::plain::{self, WIRE_MAX};
+use crate::amounts::{self, WIRE_MAX};
 
 /// The memory unit of a bare number.
 pub(super) const GIB: u64 = 1024;
@@ -26,7 +26,7 @@ pub(super) fn whole(class: &MetaxGpu, container: &ContainerView) -> Result<Optio
     else {
         return Ok(None);
     };
-    let count = plain::count(&container.name, name, quantity)?;
+    let count = amounts::count_of(&container.name, name, quantity)?;
     Ok((count > 0).then(|| Ask {
         class: class.keyword.clone(),
         count,
@@ -51,7 +51,7 @@ pub(super) fn shared(
     let Some((name, quantity)) = limit(&names.count) else {
         return Ok(None);
     };
-    let count = plain::count(&container.name, &name, &quantity)?;
+    let count = amounts::count_of(&container.name, &name, &quantity)?;
     if count == 0 {
         return Ok(None);
     }

@@ -4,20 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext,
-    HealthSource, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, comma_list,
-    go_bool,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, HealthSource, NodeProblem,
+    NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext, comma_list, device_texts, go_bool,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, MigReservation, NodePolicy, ReasonKind,
-    Selection, Share, WHOLE_CARD_CORES,
+    Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, NodePolicy, ReasonKind, Selection,
+    Share, WHOLE_CARD_CORES,
 };
 use tessera_wire::{ContainerView, NodeView, PodView, config};
 
 use super::company::{self, App, Crowd, Newcomer};
 use super::register::{self, REGISTER};
 use super::{Modes, request, zones};
-use crate::plain;
+use crate::amounts;
 
 /// Pod annotation: QoS policy of the pod's shares.
 const QOS_KEY: &str = "metax-tech.com/sgpu-qos-policy";
@@ -91,9 +90,9 @@ impl MetaxSgpu {
         Self {
             keyword: Keyword::new("Metax-SGPU").expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_vcount_name),
-                memory: plain::name(&settings.resource_vmemory_name),
-                cores: plain::name(&settings.resource_vcore_name),
+                count: amounts::name(&settings.resource_vcount_name),
+                memory: amounts::name(&settings.resource_vmemory_name),
+                cores: amounts::name(&settings.resource_vcore_name),
                 memory_factor: u32::try_from(request::GIB).unwrap_or(1),
                 memory_suffix_is_bytes: true,
                 ..ResourceNames::default()
@@ -179,6 +178,10 @@ impl Vendor for MetaxSgpu {
             unhealthy: ReasonKind::UnhealthyCard,
             ..Rules::default()
         }
+    }
+
+    fn reserved_env(&self) -> &[&str] {
+        &["METAX_SGPUS"]
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
@@ -304,7 +307,7 @@ impl Vendor for MetaxSgpu {
         _demand: &Demand,
         at: &WriteContext<'_>,
     ) -> BTreeMap<String, String> {
-        let mut annotations = plain::texts(&self.keyword, &self.keys, allocation);
+        let mut annotations = device_texts(&self.keyword, &self.keys, allocation);
         let Some(class) = allocation.classes.get(&self.keyword) else {
             return annotations;
         };
@@ -329,13 +332,6 @@ impl Vendor for MetaxSgpu {
             at.now_seconds.saturating_mul(1_000_000_000).to_string(),
         );
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
     }
 
     fn pod_facts(&self, pod: &PodView) -> BTreeMap<String, String> {

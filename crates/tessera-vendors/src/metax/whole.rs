@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, ContainerEdit, FitContext, HealthSource, LockKind,
-    NodeProblem, NodeState, RequestError, ResourceNames, Rules, Vendor, Want, WriteContext,
+    Admit, AdmitSettings, AnnotationKeys, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem, NodeState,
+    RequestError, ResourceNames, Rules, Vendor, Want,
 };
 use tessera_types::{
-    Allocation, Ask, Card, ClassAllocation, ContainerRole, Demand, Dimension, Keyword, MigReservation, NodePolicy,
-    Reason, ReasonKind, Selection,
+    Ask, Card, ClassAllocation, ContainerRole, Dimension, Keyword, NodePolicy, Reason, ReasonKind, Selection,
 };
 use tessera_wire::{ContainerView, NodeView, PodView, config};
 
 use super::{Modes, register, request};
-use crate::plain;
+use crate::amounts;
 
 /// Node annotation: how much the links of the node suffer when so many cards go, by number of cards.
 const LOSSES: &str = "metax-tech.com/gpu.topology.losses";
@@ -48,7 +47,7 @@ impl MetaxGpu {
         Self {
             keyword: Keyword::new("Metax-GPU").expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_count_name),
+                count: amounts::name(&settings.resource_count_name),
                 ..ResourceNames::default()
             },
             keys,
@@ -167,22 +166,6 @@ impl Vendor for MetaxGpu {
         };
         let table: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
         table.get(&cards.to_string()).map_or(worst, |entry| MOST - entry)
-    }
-
-    fn annotations(
-        &self,
-        allocation: &Allocation,
-        _demand: &Demand,
-        _at: &WriteContext<'_>,
-    ) -> BTreeMap<String, String> {
-        plain::texts(&self.keyword, &self.keys, allocation)
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
     }
 
     fn admit(

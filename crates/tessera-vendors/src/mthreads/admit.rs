@@ -9,7 +9,7 @@ use tessera_engine::{Admit, AdmitSettings, ContainerEdit, RequestError};
 use tessera_wire::{ContainerView, PodView};
 
 use super::{COUNT, GROUPS, Mthreads, UNITS_OF_A_CARD, WHOLE_CARDS};
-use crate::trio::has;
+use crate::amounts::has;
 
 /// Sizes of cards, memory units.
 struct Sizes {

@@ -10,19 +10,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource,
-    LockKind, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem,
+    NodeState, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, MigReservation, Reason,
-    ReasonKind, Selection,
+    Allocation, Ask, Card, CardUsage, ClassAllocation, Cores, Demand, Keyword, MemoryAsk, Mib, Reason, ReasonKind,
+    Selection,
 };
 use tessera_wire::config::{self, DeviceConfig};
 use tessera_wire::{ContainerView, NodeView, PodView, device_text};
 
 use crate::Options;
+use crate::amounts;
 use crate::pool::{self, Pool};
-use crate::trio::{self, SelectionKeys};
+use crate::texts::SelectionKeys;
+
+/// What the maker's runtime reads; the container's own value would win over the plugin's.
+const RESERVED_ENV: [&str; 3] = [
+    "MTHREADS_VISIBLE_DEVICES",
+    "MTHREADS_QOS_MEMORY_LIMIT",
+    "MTHREADS_QOS_COMPUTING_POWER_WEIGHT",
+];
 
 /// The keyword.
 pub const KEYWORD: &str = "Mthreads";
@@ -52,11 +60,12 @@ const UNITS_OF_A_CARD: u64 = 96;
 /// GiB that the vendor's runtime rounds a limit up to; half a GiB before the first.
 const TIERS_GIB: [u64; 9] = [1, 2, 4, 8, 16, 32, 48, 64, 80];
 
-const SELECTION: SelectionKeys = SelectionKeys {
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
     use_models: "",
     avoid_models: "",
     use_ids: "mthreads.ai/use-gpuuuid",
     avoid_ids: "mthreads.ai/nouse-gpuuuid",
+    numa_bind: tessera_wire::keys::NUMA_BIND,
 };
 
 /// The Moore Threads class with the cluster's names and sizes.
@@ -99,16 +108,16 @@ impl Mthreads {
             keyword: Keyword::new(KEYWORD).expect("a constant without separators"),
             model: Arc::from(KEYWORD),
             names: ResourceNames {
-                count: trio::name(&settings.resource_count_name, "mthreads.com/vgpu"),
-                memory: trio::name(&settings.resource_memory_name, "mthreads.com/sgpu-memory"),
-                cores: trio::name(&settings.resource_core_name, "mthreads.com/sgpu-core"),
-                memory_factor: trio::factor(settings.memory_factor, UNIT),
+                count: amounts::name_or(&settings.resource_count_name, "mthreads.com/vgpu"),
+                memory: amounts::name_or(&settings.resource_memory_name, "mthreads.com/sgpu-memory"),
+                cores: amounts::name_or(&settings.resource_core_name, "mthreads.com/sgpu-core"),
+                memory_factor: amounts::factor(settings.memory_factor, UNIT),
                 ..ResourceNames::default()
             },
             keys: AnnotationKeys {
                 allocated: Some(ALLOCATED.to_owned()),
                 extra: [INDEX, NODE, TIME].map(str::to_owned).to_vec(),
-                user: SELECTION.all(),
+                user: SELECTION.all().map(str::to_owned).collect(),
                 ..AnnotationKeys::default()
             },
             configured: settings
@@ -190,6 +199,10 @@ impl Vendor for Mthreads {
         }
     }
 
+    fn reserved_env(&self) -> &[&str] {
+        &RESERVED_ENV
+    }
+
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
         self.pool().cards(node)
     }
@@ -209,12 +222,12 @@ impl Vendor for Mthreads {
     /// Memory and compute are of all cards together. A count alone is whole cards, as admission writes it out.
     fn parse(&self, container: &ContainerView, _pod: &PodView) -> Result<Option<Ask>, RequestError> {
         let names = &self.names;
-        let Some(count) = trio::count(container, names.count.as_deref())? else {
+        let Some(count) = amounts::count(container, names.count.as_deref())? else {
             return Ok(None);
         };
-        let memory = trio::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
+        let memory = amounts::memory(container, names.memory.as_deref(), names.factor())?.unwrap_or(Mib::ZERO);
         let next = "write a number of core groups; a card has 16";
-        let groups = trio::compute(container, names.cores.as_deref(), next)?;
+        let groups = amounts::compute(container, names.cores.as_deref(), next)?;
         let each = match groups {
             None if memory == Mib::ZERO => GROUPS,
             None | Some(0) => 0,
@@ -307,13 +320,6 @@ impl Vendor for Mthreads {
             annotations.insert(TIME.to_owned(), Self::stamp(demand, at.now_seconds).to_string());
         }
         annotations
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        Ok(trio::read_text(annotations, ALLOCATED)?.map(|class| (class, Vec::new())))
     }
 
     fn admit(

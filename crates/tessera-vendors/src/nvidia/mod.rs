@@ -20,6 +20,7 @@ use tessera_types::{
 use tessera_wire::{ContainerView, NodeView, PodView, config, device_text, keys, mig as wire_mig, register};
 
 use crate::Options;
+use crate::amounts::name;
 
 /// The NVIDIA class with the cluster's settings.
 #[derive(Debug, Clone)]
@@ -34,10 +35,6 @@ pub struct Nvidia {
 pub(crate) fn classes(config: &config::DeviceConfig, _: &Options) -> Vec<Arc<dyn Vendor>> {
     let class = |settings| -> Arc<dyn Vendor> { Arc::new(Nvidia::new(settings)) };
     config.nvidia.as_ref().map(class).into_iter().collect()
-}
-
-fn name(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 impl Nvidia {

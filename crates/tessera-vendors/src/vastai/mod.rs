@@ -10,28 +10,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_engine::{
-    Admit, AdmitSettings, AllocationProblem, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext,
-    HealthSource, NodeProblem, NodeState, RequestError, ResourceNames, Rules, Take, Vendor, Want, WriteContext,
-    comma_list,
+    Admit, AdmitSettings, AnnotationKeys, Candidate, CardView, ContainerEdit, FitContext, HealthSource, NodeProblem,
+    NodeState, RequestError, ResourceNames, Rules, Take, Vendor, Want,
 };
 use tessera_types::{
-    Allocation, Ask, Card, CardMode, CardOrder, ClassAllocation, Cores, Demand, Keyword, Mib, MigReservation,
-    NodePolicy, Reason, ReasonKind, Selection, Share,
+    Ask, Card, CardMode, CardOrder, ClassAllocation, Cores, Keyword, Mib, NodePolicy, Reason, ReasonKind, Selection,
+    Share,
 };
 use tessera_wire::config::{self, DeviceConfig, VastaiPacking};
 use tessera_wire::{ContainerView, NodeView, PodView};
 
-use crate::{Options, plain};
+use crate::texts::SelectionKeys;
+use crate::{Options, amounts, nodes};
 
 const REGISTER: &str = "hami.io/node-va-register";
 const HANDSHAKE: &str = "hami.io/node-handshake-va";
-/// Pod annotations: models accepted and not accepted, ids accepted and not accepted.
-const USER: [&str; 4] = [
-    "vastaitech.com/use-va",
-    "vastaitech.com/nouse-va",
-    "vastaitech.com/use-gpuuuid",
-    "vastaitech.com/nouse-gpuuuid",
-];
+const SELECTION: SelectionKeys<'_> = SelectionKeys {
+    use_models: "vastaitech.com/use-va",
+    avoid_models: "vastaitech.com/nouse-va",
+    use_ids: "vastaitech.com/use-gpuuuid",
+    avoid_ids: "vastaitech.com/nouse-gpuuuid",
+    numa_bind: "",
+};
 /// Pod annotation: which kind of unit the pod means.
 const UNIT: &str = "vastaitech.com/unit";
 /// Of a card's own members: `die` for a die.
@@ -78,13 +78,13 @@ impl Vastai {
             handshake: Some(HANDSHAKE.to_owned()),
             to_allocate: Some("hami.io/Vastai-devices-to-allocate".to_owned()),
             allocated: Some("hami.io/Vastai-devices-allocated".to_owned()),
-            user: USER.into_iter().chain([UNIT]).map(str::to_owned).collect(),
+            user: SELECTION.all().chain([UNIT]).map(str::to_owned).collect(),
             ..AnnotationKeys::default()
         };
         Self {
             keyword: Keyword::new("Vastai").expect("a constant without separators"),
             names: ResourceNames {
-                count: plain::name(&settings.resource_count_name),
+                count: amounts::name(&settings.resource_count_name),
                 ..ResourceNames::default()
             },
             keys,
@@ -120,7 +120,7 @@ impl Vendor for Vastai {
     }
 
     fn decode_node(&self, node: &NodeView) -> Result<Vec<Card>, NodeProblem> {
-        let mut cards = plain::registered(node, REGISTER, &self.keyword)?;
+        let mut cards = nodes::registered(node, REGISTER, &self.keyword)?;
         for card in &mut cards {
             // For the order of cards only.
             card.cores = Cores::new(100);
@@ -132,13 +132,12 @@ impl Vendor for Vastai {
 
     fn parse(&self, container: &ContainerView, _pod: &PodView) -> Result<Option<Ask>, RequestError> {
         match &self.names.count {
-            Some(count) => plain::units(&self.keyword, count, container),
+            Some(count) => amounts::units(&self.keyword, count, container),
             None => Ok(None),
         }
     }
 
     fn selection(&self, pod: &PodView) -> Result<Selection, RequestError> {
-        let [use_models, avoid_models, use_ids, avoid_ids] = USER.map(|key| comma_list(pod.annotation(key)));
         let modes = match pod.annotation(UNIT).map(str::trim) {
             None | Some("") => None,
             Some(unit @ (CARD | DIE)) => Some(unit.to_owned()),
@@ -151,12 +150,8 @@ impl Vendor for Vastai {
             }
         };
         Ok(Selection {
-            use_models,
-            avoid_models,
-            use_ids,
-            avoid_ids,
             modes,
-            ..Selection::default()
+            ..SELECTION.read(pod)
         })
     }
 
@@ -216,17 +211,6 @@ impl Vendor for Vastai {
             // The smallest sum wins there.
             NodePolicy::Spread => -score,
         }
-    }
-
-    fn annotations(&self, allocation: &Allocation, _: &Demand, _: &WriteContext<'_>) -> BTreeMap<String, String> {
-        plain::texts(&self.keyword, &self.keys, allocation)
-    }
-
-    fn read_allocation(
-        &self,
-        annotations: &BTreeMap<String, String>,
-    ) -> Result<Option<(ClassAllocation, Vec<MigReservation>)>, AllocationProblem> {
-        plain::read_texts(&self.keys, annotations)
     }
 
     fn admit(
