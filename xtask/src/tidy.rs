@@ -80,13 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "xtask",
-        &[
-            "tessera-testcluster",
-            "tessera-e2e",
-            "tessera-players",
-            "tessera-wire",
-            "tessera-types",
-        ],
+        &["tessera-testcluster", "tessera-e2e", "tessera-players", "tessera-wire", "tessera-types"],
     ),
 ];
 

@@ -64,9 +64,7 @@ pub fn promised(pod: &Pod, part: &Part) -> Option<String> {
     if let Choose::Dsmlu { unit_mib, .. } = &part.play.choose {
         let profile = annotation(pod, "CAMBRICON_DSMLU_PROFILE")?;
         let numbers: Vec<u64> = profile.split('_').filter_map(|number| number.parse().ok()).collect();
-        let [index, cores, units] = numbers[..] else {
-            return None;
-        };
+        let [index, cores, units] = numbers[..] else { return None };
         let card = cards.iter().find(|card| u64::from(card.index) == index)?;
         return Some(format!("{},{},{cores}", card.id, units * unit_mib));
     }
@@ -146,10 +144,7 @@ async fn weather(stage: &Stage, namespace: &str, count: u32, seed: u64) -> Resul
                 &json!({}),
             ),
         };
-        stage
-            .create(namespace, &pod)
-            .await
-            .with_context(|| format!("creating {name}"))?;
+        stage.create(namespace, &pod).await.with_context(|| format!("creating {name}"))?;
         open.insert(name, part);
     }
     let deadline = start + Duration::from_secs(180 + 6 * u64::from(count));
@@ -177,9 +172,7 @@ async fn weather(stage: &Stage, namespace: &str, count: u32, seed: u64) -> Resul
                     open.remove(&name);
                 }
                 "Failed" if nobody_to_ask(pod) => {
-                    let Some(time) = refusal(stage, namespace, pod).await? else {
-                        continue;
-                    };
+                    let Some(time) = refusal(stage, namespace, pod).await? else { continue };
                     let excused = away.iter().any(|(from, until)| *from <= time && time <= *until);
                     ensure!(
                         excused,
@@ -197,11 +190,9 @@ async fn weather(stage: &Stage, namespace: &str, count: u32, seed: u64) -> Resul
             Instant::now() < deadline,
             "{} pods did not end in time: {:?}",
             open.len(),
-            pods.iter().find(|pod| phase(pod) == "Pending").map(|pod| (
-                &pod.metadata.name,
-                &pod.metadata.annotations,
-                &pod.status
-            ))
+            pods.iter()
+                .find(|pod| phase(pod) == "Pending")
+                .map(|pod| (&pod.metadata.name, &pod.metadata.annotations, &pod.status))
         );
         if Instant::now() >= next_blow {
             next_blow = Instant::now() + Duration::from_millis(4000 + dice.below(4000));
@@ -271,9 +262,7 @@ async fn kill_players(stage: &Stage) -> Result<u32> {
         };
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let group = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        let ours = uids
-            .iter()
-            .any(|uid| group.contains(uid.as_str()) || group.contains(&uid.replace('-', "_")));
+        let ours = uids.iter().any(|uid| group.contains(uid.as_str()) || group.contains(&uid.replace('-', "_")));
         if ours && command.starts_with(b"/opt/tessera/bin/tessera-player") {
             let status = std::process::Command::new("kill").args(["-9", pid]).status();
             killed += u32::from(status.is_ok_and(|status| status.success()));
@@ -288,22 +277,18 @@ async fn kill_players(stage: &Stage) -> Result<u32> {
 /// The cards that differ.
 pub async fn bookings_equal(stage: &Stage) -> Result<()> {
     let mut differ = Vec::new();
-    wait_for(
-        "bookings to equal the API's objects",
-        Duration::from_secs(60),
-        async || {
-            let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());
-            let truth = held(&pods.list(&ListParams::default()).await?.items);
-            let Some(booked) = booked().await else { return Ok(false) };
-            differ = booked
-                .iter()
-                .filter(|(card, bytes)| truth.get(*card).copied().unwrap_or(0) << 20 != **bytes)
-                .map(|(card, bytes)| (card.clone(), *bytes))
-                .collect();
-            let missing = truth.keys().any(|card| !booked.contains_key(card));
-            Ok(differ.is_empty() && !missing && !booked.is_empty())
-        },
-    )
+    wait_for("bookings to equal the API's objects", Duration::from_secs(60), async || {
+        let pods: kube::Api<Pod> = kube::Api::all(stage.client.clone());
+        let truth = held(&pods.list(&ListParams::default()).await?.items);
+        let Some(booked) = booked().await else { return Ok(false) };
+        differ = booked
+            .iter()
+            .filter(|(card, bytes)| truth.get(*card).copied().unwrap_or(0) << 20 != **bytes)
+            .map(|(card, bytes)| (card.clone(), *bytes))
+            .collect();
+        let missing = truth.keys().any(|card| !booked.contains_key(card));
+        Ok(differ.is_empty() && !missing && !booked.is_empty())
+    })
     .await
     .with_context(|| format!("booked otherwise: {differ:?}"))
 }

@@ -254,7 +254,9 @@ impl Stage {
         let start = Instant::now();
         loop {
             let log = pods.logs(name, &of_container).await.unwrap_or_default();
-            let value = log.lines().find_map(|line| line.strip_prefix(prefix)?.split_once('='));
+            let value = log
+                .lines()
+                .find_map(|line| line.strip_prefix(prefix)?.split_once('='));
             if let Some((_, value)) = value {
                 return Ok(value.to_owned());
             }

@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
 use serde_json::{Value, json};
-use tessera_e2e::harness;
 use tessera_e2e::mixed_storm;
 use tessera_e2e::product::{self, Artefacts, Profile};
 use tessera_e2e::stage::{Plan, Stage, annotation, wait_for};
+use tessera_e2e::harness;
 use tessera_players::play::{self, Part};
 use tessera_testcluster::{Cluster, Progress};
 
@@ -178,11 +178,7 @@ fn mixed_pod(stage: &Stage) -> Boxed<'_> {
         });
         stage.create(NS, &pod).await?;
         let pod = stage.running(NS, "mixed").await?;
-        ensure!(
-            failures(stage, "mixed").await?.is_empty(),
-            "{:?}",
-            failures(stage, "mixed").await?
-        );
+        ensure!(failures(stage, "mixed").await?.is_empty(), "{:?}", failures(stage, "mixed").await?);
         for (name, vendor) in [("init", "hygon"), ("sidecar", "metax"), ("npu", "ascend")] {
             let given = stage.line(NS, "mixed", name, "TESSERA_PLAYED").await?;
             let part = play_part(vendor)?;
@@ -219,11 +215,7 @@ fn mixed_container(stage: &Stage) -> Boxed<'_> {
         });
         stage.create(NS, &pod).await?;
         let pod = stage.running(NS, "both").await?;
-        ensure!(
-            failures(stage, "both").await?.is_empty(),
-            "{:?}",
-            failures(stage, "both").await?
-        );
+        ensure!(failures(stage, "both").await?.is_empty(), "{:?}", failures(stage, "both").await?);
         let given = stage.line(NS, "both", "c", "TESSERA_PLAYED").await?;
         let promised = mixed_storm::promised(&pod, &play_part("hygon")?).unwrap_or_default();
         ensure!(given == promised, "was given {given}, the annotation says {promised}");
@@ -236,10 +228,7 @@ fn mixed_container(stage: &Stage) -> Boxed<'_> {
 fn unified(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
         // Larger than any simulated NVIDIA or Hygon card here: only one maker has room.
-        for (name, memory, class) in [
-            ("any-small", "2Gi", None),
-            ("any-large", "64Gi", Some("hami.io/metax-sgpu-devices-allocated")),
-        ] {
+        for (name, memory, class) in [("any-small", "2Gi", None), ("any-large", "64Gi", Some("hami.io/metax-sgpu-devices-allocated"))] {
             let limits = json!({ "tessera.dev/gpu": "1", "tessera.dev/memory": memory });
             let pod = json!({
                 "apiVersion": "v1",
@@ -249,16 +238,9 @@ fn unified(stage: &Stage) -> Boxed<'_> {
             });
             stage.create(NS, &pod).await?;
             let pod: Pod = stage.running(NS, name).await?;
-            ensure!(
-                annotation(&pod, "tessera.dev/translated").is_some(),
-                "{name} does not show its translation"
-            );
+            ensure!(annotation(&pod, "tessera.dev/translated").is_some(), "{name} does not show its translation");
             if let Some(class) = class {
-                ensure!(
-                    annotation(&pod, class).is_some(),
-                    "{name} is not where there is room: {:?}",
-                    pod.metadata.annotations
-                );
+                ensure!(annotation(&pod, class).is_some(), "{name} is not where there is room: {:?}", pod.metadata.annotations);
             }
             stage.delete(NS, name).await?;
         }
@@ -268,14 +250,8 @@ fn unified(stage: &Stage) -> Boxed<'_> {
 
 fn storm(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
-        let seed = std::env::var("TESSERA_STORM_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(1);
-        let pods = std::env::var("TESSERA_STORM_PODS")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(40);
+        let seed = std::env::var("TESSERA_STORM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+        let pods = std::env::var("TESSERA_STORM_PODS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
         let seen = mixed_storm::round(stage, NS, pods, seed).await?;
         println!("  {seen}");
         Ok(())

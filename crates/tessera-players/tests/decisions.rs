@@ -151,7 +151,7 @@ fn every_player_serves_what_the_scheduler_decided() {
             .into_iter()
             .take(usize::try_from(asked).unwrap())
             .collect();
-        let served = answer(&part, &cards, &annotations, 1, std::slice::from_ref(&ids))
+        let served = answer(&part, &cards, &annotations, 1, &[ids.clone()])
             .or_else(|_| answer(&part, &cards, &annotations, 0, &[ids]))
             .unwrap_or_else(|problem| panic!("{what}: {problem}\n{annotations:#?}"));
         assert!(served.done, "{what}: {served:?}");
