@@ -50,7 +50,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tessera", &["tessera-extender", "tessera-agent", "tessera-terminal"]),
     ("tessera-shim", &["tessera-region", "tessera-enforce"]),
-    ("tessera-players", &["tessera-kubelet"]),
     ("tessera-fake-core", &[]),
     ("tessera-fake-cuda", &["tessera-fake-core"]),
     ("tessera-fake-nvml", &["tessera-fake-core"]),
@@ -74,13 +73,12 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-region",
             "tessera-testkit",
             "tessera-testcluster",
-            "tessera-players",
             "tessera-probe",
         ],
     ),
     (
         "xtask",
-        &["tessera-testcluster", "tessera-e2e", "tessera-players", "tessera-wire", "tessera-types"],
+        &["tessera-testcluster", "tessera-e2e", "tessera-wire", "tessera-types"],
     ),
 ];
 

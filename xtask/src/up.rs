@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tessera_e2e::product::{self, Artefacts, Profile};
 use tessera_e2e::stage::{ALLOCATED, Plan, Stage, annotation, merge};
-use tessera_players::play::Part;
 use tessera_testcluster::{Binaries, Cluster, Progress};
 
 use crate::tool;
@@ -28,8 +27,7 @@ pub(crate) struct UpArgs {
     /// The image of Tessera that the nodes of that cluster pull.
     #[arg(long, value_name = "IMAGE", requires = "kubeconfig")]
     image: Option<String>,
-    /// Simulate the cards described in this file, even where a real driver is: NVIDIA's under `cards`, other makers'
-    /// under `players`.
+    /// Simulate the cards described in this file, even where a real driver is.
     #[arg(long, value_name = "FILE", conflicts_with = "down")]
     cards: Option<PathBuf>,
     /// Leave out the sample pods.
@@ -93,17 +91,6 @@ fn simulated_cards(args: &UpArgs) -> Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// The same, taken apart.
-fn simulated(args: &UpArgs) -> Result<(Option<String>, Vec<Part>, Value)> {
-    let Some(text) = simulated_cards(args)? else {
-        return Ok((None, Vec::new(), json!({})));
-    };
-    product::simulated(&text).with_context(|| {
-        let file = args.cards.as_deref().unwrap_or(Path::new("the default cards"));
-        format!("the cards to simulate in {}", file.display())
-    })
-}
-
 /// The values file that the user named.
 fn own_values(args: &UpArgs) -> Result<Value> {
     let Some(file) = &args.values else {
@@ -128,11 +115,7 @@ fn existing(kubeconfig: &Path, args: &UpArgs) -> Result<()> {
         "devicePlugin": { "image": product::image_value(image) },
     });
     if args.cards.is_some() {
-        let (cards, _, more) = simulated(args)?;
-        if let Some(cards) = cards {
-            merge(&mut values, &json!({ "simulate": { "cards": cards } }));
-        }
-        merge(&mut values, &more);
+        merge(&mut values, &json!({ "simulate": { "cards": simulated_cards(args)? } }));
     }
     merge(&mut values, &own_values(args)?);
     let file = tool::root().join("target/up-values.json");
@@ -147,14 +130,11 @@ async fn up(args: &UpArgs) -> Result<()> {
     ensure_root()?;
     let start = Instant::now();
     let progress = progress();
-    let (cards, players, mut values) = simulated(args)?;
-    merge(&mut values, &own_values(args)?);
-    let has_cards = cards.is_some() || players.is_empty();
     let plan = Plan {
-        cards,
+        cards: simulated_cards(args)?,
         state: Some(PathBuf::from(STATE)),
         detached: true,
-        values,
+        values: own_values(args)?,
         max_pods: 110,
     };
     let running = Cluster::attach(STATE).await.context("looking for a running cluster")?;
@@ -177,13 +157,9 @@ async fn up(args: &UpArgs) -> Result<()> {
             Stage::start(&plan, &artefacts, &progress).await?
         }
     };
-    if !args.no_sample && has_cards {
+    if !args.no_sample {
         progress.step(format!("Starting the sample {SAMPLE}"));
         sample(&stage).await?;
-    }
-    if !args.no_sample && !players.is_empty() {
-        progress.step("Starting one pod on each other maker's cards");
-        played(&stage, &players).await?;
     }
     tool::say(&format!(
         "\nUp in {:.0} s. Next:\n  export KUBECONFIG={}\n  {} get pods -A\n  ./up --down   stops and removes it all",
@@ -218,33 +194,9 @@ async fn sample(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// One pod for each player, and what it was given.
-async fn played(stage: &Stage, players: &[Part]) -> Result<()> {
-    let mut rows = vec![["POD", "ASKS FOR", "WAS GIVEN (card, MiB, cores)"].map(str::to_owned)];
-    for part in players {
-        let pod = product::player_sample(part);
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        stage.delete("default", &name).await?;
-        stage.gone("default", &name).await?;
-        stage.create("default", &pod).await?;
-        stage.running("default", &name).await?;
-        let asks: Vec<String> = part
-            .model
-            .example
-            .iter()
-            .map(|(name, number)| format!("{name}: {number}"))
-            .collect();
-        let given = stage.line("default", &name, "main", "TESSERA_PLAYED").await?;
-        rows.push([name, asks.join(", "), given]);
-    }
-    tool::say("\nOther makers' cards:");
-    print_table(&rows);
-    Ok(())
-}
-
-fn print_table<const N: usize>(rows: &[[String; N]]) {
+fn print_table(rows: &[[String; 7]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
+    let widths: Vec<usize> = (0..7).map(width).collect();
     for row in rows {
         let line: Vec<String> = row
             .iter()

@@ -6,7 +6,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use tessera_players::play::{self, Part};
 use tessera_testcluster::image::{self, Content, Image};
 use tessera_testcluster::{Binaries, Cluster, Progress};
 
@@ -47,8 +46,6 @@ pub struct Artefacts {
     pub tessera: PathBuf,
     /// The tool that makes a simulated machine.
     pub simdriver: PathBuf,
-    /// The program that plays other makers' device plugins.
-    pub player: PathBuf,
     /// The preloaded library.
     pub shim: PathBuf,
     /// The small client that test pods run.
@@ -82,7 +79,6 @@ impl Artefacts {
             "tessera-fake-core",
             "tessera-fake-cuda",
             "tessera-fake-nvml",
-            "tessera-players",
             "tessera-e2e",
         ] {
             cargo.args(["-p", package]);
@@ -120,7 +116,6 @@ impl Artefacts {
         let artefacts = Self {
             tessera: folder.join("tessera"),
             simdriver: folder.join("tessera-simdriver"),
-            player: folder.join("tessera-player"),
             shim: match profile {
                 Profile::Dev => folder.join("libvgpu.so"),
                 Profile::Release => root().join("target/dist-shim/libvgpu.so"),
@@ -132,7 +127,6 @@ impl Artefacts {
         for file in [
             &artefacts.tessera,
             &artefacts.simdriver,
-            &artefacts.player,
             &artefacts.shim,
             &artefacts.probe,
             &artefacts.cuda,
@@ -163,11 +157,6 @@ pub fn tessera_image(artefacts: &Artefacts, progress: &Progress) -> Result<Image
             "/opt/tessera/bin/tessera-simdriver",
             0o755,
             Content::Path(artefacts.simdriver.clone()),
-        )
-        .file(
-            "/opt/tessera/bin/tessera-player",
-            0o755,
-            Content::Path(artefacts.player.clone()),
         )
         .file(
             "/opt/tessera/lib/libvgpu.so",
@@ -247,54 +236,6 @@ pub fn values(cards: Option<&str>) -> Value {
         values["simulate"] = json!({ "cards": cards });
     }
     values
-}
-
-/// What a file of simulated cards describes: the machine of the simulated NVIDIA driver, if it has cards, and other
-/// makers' cards under `players`.
-///
-/// # Errors
-/// The file is not YAML, or names a vendor or model that cannot be played.
-pub fn simulated(text: &str) -> Result<(Option<String>, Vec<Part>, Value)> {
-    let mut machine: Value = serde_saphyr::from_str(text).context("not YAML")?;
-    let players = match machine.as_object_mut().and_then(|machine| machine.remove("players")) {
-        Some(players) => players,
-        None => return Ok((Some(text.to_owned()), Vec::new(), json!({}))),
-    };
-    let parts = play::parts(&players.to_string())?;
-    let has_cards = machine["cards"].as_array().is_some_and(|cards| !cards.is_empty());
-    let mut values = json!({ "simulate": { "players": players } });
-    for part in &parts {
-        // Some classes are off unless asked for.
-        let class = part.vendor.trim_end_matches("-whole");
-        values["devices"][class]["enabled"] = json!(true);
-    }
-    if !has_cards {
-        values["devicePlugin"] = json!({ "enabled": false });
-    }
-    Ok((has_cards.then(|| machine.to_string()), parts, values))
-}
-
-/// A pod that asks for what `part` gives as an example, and says what it was given.
-#[must_use]
-pub fn player_sample(part: &Part) -> Value {
-    let limits: serde_json::Map<String, Value> = part
-        .model
-        .example
-        .iter()
-        .map(|(name, number)| (name.clone(), json!(number.to_string())))
-        .collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": format!("sample-{}", part.vendor) },
-        "spec": { "terminationGracePeriodSeconds": 1, "containers": [{
-            "name": "main",
-            "image": SAMPLE_IMAGE,
-            "imagePullPolicy": "Never",
-            "command": ["/bin/sh", "-c", "env | grep ^TESSERA_PLAYED; exec sleep infinity"],
-            "resources": { "limits": limits },
-        }] },
-    })
 }
 
 /// Runs helm against `kubeconfig`.

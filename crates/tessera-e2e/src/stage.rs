@@ -88,28 +88,17 @@ impl Stage {
             .with_context(|| format!("writing {}", file.display()))?;
         product::install_chart(self.cluster.binaries().helm(), &self.cluster.kubeconfig(), &file)?;
         progress.step("Waiting for scheduler and node agent, about 10 s");
-        self.ready().await?;
-        if values["devicePlugin"]["enabled"] != json!(false) {
-            self.counts("nvidia.com/gpu").await?;
-        }
-        let played = values["simulate"]["players"].to_string();
-        if played != "null" {
-            for part in tessera_players::play::parts(&played)? {
-                for resource in &part.play.resources {
-                    self.counts(&part.named(&resource.name)).await?;
-                }
-            }
-        }
-        Ok(())
+        self.ready().await
     }
 
-    /// Waits until scheduler and agent serve.
+    /// Waits until scheduler and agent serve and the node counts its cards.
     ///
     /// # Errors
     /// What is not ready in time.
     pub async fn ready(&self) -> Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), product::NAMESPACE);
         let daemons: Api<DaemonSet> = Api::namespaced(self.client.clone(), product::NAMESPACE);
+        let nodes: Api<Node> = Api::all(self.client.clone());
         wait_for("the scheduler", Duration::from_secs(120), async || {
             let all = deployments.list(&ListParams::default()).await?;
             let ready = |d: &Deployment| d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0) >= 1;
@@ -126,21 +115,12 @@ impl Stage {
             Ok(!all.items.is_empty() && all.items.iter().all(ready))
         })
         .await?;
-        Ok(())
-    }
-
-    /// Waits until the kubelet counts devices of `resource`.
-    ///
-    /// # Errors
-    /// It does not in time.
-    pub async fn counts(&self, resource: &str) -> Result<()> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        wait_for(&format!("the node's {resource}"), Duration::from_secs(60), async || {
+        wait_for("the node's cards", Duration::from_secs(60), async || {
             let all = nodes.list(&ListParams::default()).await?;
             Ok(all.items.iter().any(|node| {
                 let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
                 allocatable
-                    .and_then(|a| a.get(resource))
+                    .and_then(|a| a.get("nvidia.com/gpu"))
                     .is_some_and(|quantity| quantity.0 != "0")
             }))
         })
@@ -237,45 +217,6 @@ impl Stage {
     pub async fn running(&self, namespace: &str, name: &str) -> Result<Pod> {
         self.pod_until(namespace, name, "Running", Duration::from_secs(60), |pod| {
             phase(pod) == "Running"
-        })
-        .await
-    }
-
-    /// What follows the `=` of the first line of the pod's log that begins with `prefix`, waited for.
-    ///
-    /// # Errors
-    /// The pod's log when the time was over.
-    pub async fn line(&self, namespace: &str, name: &str, container: &str, prefix: &str) -> Result<String> {
-        let pods = self.pods(namespace);
-        let of_container = LogParams {
-            container: Some(container.to_owned()),
-            ..LogParams::default()
-        };
-        let start = Instant::now();
-        loop {
-            let log = pods.logs(name, &of_container).await.unwrap_or_default();
-            let value = log
-                .lines()
-                .find_map(|line| line.strip_prefix(prefix)?.split_once('='));
-            if let Some((_, value)) = value {
-                return Ok(value.to_owned());
-            }
-            ensure!(
-                start.elapsed() < Duration::from_secs(60),
-                "container {container} of pod {name} printed no line `{prefix}...=`: {log}"
-            );
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// Waits until the pod's object is gone.
-    ///
-    /// # Errors
-    /// It is not in time.
-    pub async fn gone(&self, namespace: &str, name: &str) -> Result<()> {
-        let pods = self.pods(namespace);
-        wait_for(&format!("pod {name} to be gone"), Duration::from_secs(60), async || {
-            Ok(pods.get_opt(name).await?.is_none())
         })
         .await
     }

@@ -456,7 +456,7 @@ impl Seen {
 }
 
 /// When the kubelet said that it refuses the pod. (A restarted kubelet may refuse one that runs already.)
-pub(crate) async fn refusal(stage: &Stage, namespace: &str, pod: &Pod) -> Result<Option<Timestamp>> {
+async fn refusal(stage: &Stage, namespace: &str, pod: &Pod) -> Result<Option<Timestamp>> {
     use k8s_openapi::api::core::v1::Event;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let events: kube::Api<Event> = kube::Api::namespaced(stage.client.clone(), namespace);
@@ -469,7 +469,7 @@ pub(crate) async fn refusal(stage: &Stage, namespace: &str, pod: &Pod) -> Result
 }
 
 /// Whether the kubelet refused the pod because nobody was there to ask. A refusal by the agent is never such a one.
-pub(crate) fn nobody_to_ask(pod: &Pod) -> bool {
+fn nobody_to_ask(pod: &Pod) -> bool {
     const DEAD: [&str; 7] = [
         "no healthy devices present",
         "previously allocated devices are no longer healthy",
@@ -488,7 +488,7 @@ pub(crate) fn nobody_to_ask(pod: &Pod) -> bool {
 
 /// Whether every container came to its good end. Such a pod is `Failed` only if a restarted kubelet refused it while its
 /// containers already ran; the phase stays, the reason is written over.
-pub(crate) fn ran_well(pod: &Pod) -> bool {
+fn ran_well(pod: &Pod) -> bool {
     let statuses = pod
         .status
         .as_ref()
@@ -604,7 +604,7 @@ pub async fn bookings_equal_objects(stage: &Stage) -> Result<()> {
 }
 
 /// Bytes by card that the scheduler's metrics page says are allocated.
-pub(crate) async fn booked() -> Option<BTreeMap<String, u64>> {
+async fn booked() -> Option<BTreeMap<String, u64>> {
     let page = metrics_page(9395).await?;
     let mut booked = BTreeMap::new();
     for line in page
