@@ -169,7 +169,10 @@ impl Mix {
             });
         }
         let group = self.players.entry(entry.vendor.clone()).or_default();
-        if let Some(first) = group.first().filter(|first| part.one_model && first.model != entry.model) {
+        if let Some(first) = group
+            .first()
+            .filter(|first| part.one_model && first.model != entry.model)
+        {
             return Err(CardsError::TwoModels {
                 at,
                 vendor: entry.vendor,
@@ -211,14 +214,22 @@ mod tests {
 
     #[test]
     fn what_nobody_plays_is_told_with_what_there_is() {
-        assert!(fault("cards: [{vendor: acme, model: x}]").starts_with("cards[0].vendor: no player is known for `acme`; known are nvidia"));
+        assert!(
+            fault("cards: [{vendor: acme, model: x}]")
+                .starts_with("cards[0].vendor: no player is known for `acme`; known are nvidia")
+        );
         assert_eq!(
             fault("cards: [{model: T4}, {vendor: biren, model: x}]"),
             "cards[1].model: `x` is no model of biren; known are Biren106M, Biren106B"
         );
         assert!(fault("cards: [{vendor: ascend, model: 910B3, cont: 2}]").contains("cont"));
-        assert!(fault("cards: [{vendor: ascend, model: 910B3}, {vendor: ascend, model: 310P3}]").contains("one model a node"));
-        assert!(fault("cards: [{vendor: ascend, model: 910B3}, {vendor: ascend-soft, model: 910B3}]").contains("two ways"));
+        assert!(
+            fault("cards: [{vendor: ascend, model: 910B3}, {vendor: ascend, model: 310P3}]")
+                .contains("one model a node")
+        );
+        assert!(
+            fault("cards: [{vendor: ascend, model: 910B3}, {vendor: ascend-soft, model: 910B3}]").contains("two ways")
+        );
         assert!(fault("cards: [{vendor: hygon, model: K100_AI, count: 65}]").contains("more than 64"));
         assert!(fault("card: []").contains("no list `cards`"));
     }

@@ -34,7 +34,12 @@ struct Args {
     heartbeat: u64,
     /// What a maker's player does wrong: `NAME=late:SECONDS`, `NAME=twice`, `NAME=dead:SECONDS`, `NAME=old` or
     /// `NAME=wrong`; may be given several times.
-    #[arg(long, value_name = "NAME=WHAT", env = "TESSERA_PLAYER_MISCHIEF", value_delimiter = ' ')]
+    #[arg(
+        long,
+        value_name = "NAME=WHAT",
+        env = "TESSERA_PLAYER_MISCHIEF",
+        value_delimiter = ' '
+    )]
     mischief: Vec<String>,
 }
 
@@ -92,8 +97,8 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let text =
-        std::fs::read_to_string(&args.cards).with_context(|| format!("reading the cards from {}", args.cards.display()))?;
+    let text = std::fs::read_to_string(&args.cards)
+        .with_context(|| format!("reading the cards from {}", args.cards.display()))?;
     let mix = Mix::parse(&text).with_context(|| args.cards.display().to_string())?;
     let cancel = CancellationToken::new();
     stop_on_signal(cancel.clone())?;
@@ -169,9 +174,16 @@ async fn all(args: &Args, mix: &Mix, cancel: CancellationToken) -> Result<()> {
             }
         }
         // At once after a kill; slower and slower when it cannot start at all.
-        let pause = if begun.elapsed() > Duration::from_secs(2) { Duration::ZERO } else { pause };
+        let pause = if begun.elapsed() > Duration::from_secs(2) {
+            Duration::ZERO
+        } else {
+            pause
+        };
         tokio::time::sleep(pause).await;
-        (vendor, (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(10)))
+        (
+            vendor,
+            (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(10)),
+        )
     };
     for vendor in mix.players.keys() {
         children.spawn(watch(spawn(vendor)?, vendor.clone(), Duration::ZERO, cancel.clone()));

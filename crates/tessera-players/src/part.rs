@@ -290,6 +290,9 @@ mod tests {
             assert!(!part.models.is_empty() && !part.resources.is_empty(), "{name}");
         }
         let error = Part::find("acme").unwrap_err().to_string();
-        assert!(error.contains("`acme`") && error.contains("ascend, ascend-soft"), "{error}");
+        assert!(
+            error.contains("`acme`") && error.contains("ascend, ascend-soft"),
+            "{error}"
+        );
     }
 }

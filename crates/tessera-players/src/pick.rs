@@ -18,7 +18,10 @@ pub fn owner(lock: &str) -> Option<(&str, &str)> {
 /// The pod's containers in the kubelet's order of admission: init containers first.
 pub fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     let spec = pod.spec.as_ref();
-    let init = spec.and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
+    let init = spec
+        .and_then(|spec| spec.init_containers.as_ref())
+        .into_iter()
+        .flatten();
     init.chain(spec.map(|spec| &spec.containers).into_iter().flatten())
 }
 
@@ -43,7 +46,9 @@ pub fn between_bind_and_start(pod: &Pod, node: &str) -> bool {
 /// Sorts by a moment on the pod, the oldest first; pods of the same moment by creation and name.
 pub fn oldest_first(pods: &mut [Pod], moment: &str) {
     pods.sort_by_cached_key(|pod| {
-        let at: u128 = annotation(pod, moment).and_then(|text| text.parse().ok()).unwrap_or(u128::MAX);
+        let at: u128 = annotation(pod, moment)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(u128::MAX);
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (at, created, pod.metadata.name.clone())
     });

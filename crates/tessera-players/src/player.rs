@@ -151,7 +151,10 @@ impl Player {
             }
         }
         let metadata = json!({ "annotations": annotations, "labels": labels });
-        self.server.patch_node(metadata).await.map_err(|error| error.to_string())
+        self.server
+            .patch_node(metadata)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Answers one container's request for devices of `resource`.
@@ -199,7 +202,12 @@ impl Player {
         }
     }
 
-    async fn handle(&self, served: &mut Served, resource: &str, ids: &[String]) -> Result<ContainerAllocateResponse, No> {
+    async fn handle(
+        &self,
+        served: &mut Served,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<ContainerAllocateResponse, No> {
         let mut answer = match self.machine.part.allocate.from {
             Source::Text => self.from_text(ids).await?,
             Source::Ids => self.from_ids(resource, ids)?,
@@ -217,14 +225,23 @@ impl Player {
     /// Hands out the card after the promised one.
     fn swap<'m>(&'m self, held: &mut [(&'m Card, Share)]) {
         for (card, share) in held {
-            if let Some(other) = self.machine.cards.get((card.index + 1) % self.machine.cards.len().max(1)) {
+            if let Some(other) = self
+                .machine
+                .cards
+                .get((card.index + 1) % self.machine.cards.len().max(1))
+            {
                 *card = other;
                 share.card.clone_from(&other.id);
             }
         }
     }
 
-    async fn finish(&self, mut answer: Answer<'_>, resource: &str, ids: &[String]) -> Result<ContainerAllocateResponse, No> {
+    async fn finish(
+        &self,
+        mut answer: Answer<'_>,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<ContainerAllocateResponse, No> {
         let part = &self.machine.part;
         let mut response = ContainerAllocateResponse::default();
         let refuse = |text: String| No {
@@ -268,7 +285,9 @@ impl Player {
                 .annotations
                 .insert("hami.io/bind-phase".to_owned(), "success".to_owned());
         }
-        if answer.done && let Some(waiting) = &part.allocate.waiting {
+        if answer.done
+            && let Some(waiting) = &part.allocate.waiting
+        {
             answer.annotations.insert(waiting.key.clone(), waiting.to.clone());
         }
         if !answer.annotations.is_empty() {
@@ -277,8 +296,13 @@ impl Player {
                 .await
                 .map_err(|error| No::of(&pod, error))?;
         }
-        if answer.done && let Some(lock) = &part.allocate.lock {
-            self.server.unlock(lock, &pod).await.map_err(|error| No::of(&pod, error))?;
+        if answer.done
+            && let Some(lock) = &part.allocate.lock
+        {
+            self.server
+                .unlock(lock, &pod)
+                .await
+                .map_err(|error| No::of(&pod, error))?;
         }
         Ok(response)
     }
@@ -400,7 +424,11 @@ impl Player {
             .collect();
         let before = served.calls.get(&(uid(pod), resource.to_owned()));
         let number = before.map_or(0, Vec::len);
-        (number, asks.get(number).copied(), before.map_or(0, |calls| calls.iter().sum()))
+        (
+            number,
+            asks.get(number).copied(),
+            before.map_or(0, |calls| calls.iter().sum()),
+        )
     }
 
     /// Whether every container has been served, for every resource of this plugin.
@@ -494,7 +522,9 @@ impl Player {
             let mut all = promise::containers(text).map_err(|error| No::of(&pod, error))?;
             let asked = json!(ids.len());
             let waits = |entry: &&mut Value| entry["allocated"] == json!(false) && entry["request"] == asked;
-            let Some(entry) = all.values_mut().find(waits) else { continue };
+            let Some(entry) = all.values_mut().find(waits) else {
+                continue;
+            };
             let instance = format!("{}-{}", uid(&pod), entry["profileID"].as_str().unwrap_or_default());
             entry["allocated"] = json!(true);
             entry["instanceUUID"] = json!(instance);
@@ -528,7 +558,13 @@ impl Player {
     /// One profile serves the pod; the kubelet asks for each of the pod's resources, and is answered the same.
     async fn from_profile(&self, served: &mut Served, resource: &str) -> Result<Answer<'_>, No> {
         let key = &self.machine.part.allocate.key;
-        let names: Vec<String> = self.machine.devices().unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = self
+            .machine
+            .devices()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         let asks = |pod: &Pod, name: &str| pick::containers(pod).any(|container| pick::asks(container, name) > 0);
         let mut pods = self.candidates().await?;
         pods.retain(|pod| names.iter().any(|name| asks(pod, name)));
@@ -555,7 +591,10 @@ impl Player {
         };
         let answered = served.answered.entry(uid(&pod)).or_default();
         answered.insert(resource.to_owned());
-        let done = names.iter().filter(|name| asks(&pod, name)).all(|name| answered.contains(name));
+        let done = names
+            .iter()
+            .filter(|name| asks(&pod, name))
+            .all(|name| answered.contains(name));
         let mut annotations = BTreeMap::new();
         if done {
             let instance = format!("1_{}_{number}_1", 256 + number);
@@ -632,7 +671,10 @@ pub async fn play(player: Arc<Player>, setting: &Setting, cancel: CancellationTo
                 .map_err(|source| PlayError::Serve { resource, source })
         });
     }
-    let end = setting.mischief.dead_after.map(|after| tokio::time::Instant::now() + after);
+    let end = setting
+        .mischief
+        .dead_after
+        .map(|after| tokio::time::Instant::now() + after);
     let mut beat = tokio::time::interval(setting.beat);
     let mut retry = false;
     loop {

@@ -36,7 +36,11 @@ fn wrong(text: &str, fault: impl Into<String>) -> PromiseError {
 /// # Errors
 /// A device with fewer than four fields, or a size that is no number.
 pub fn entries(text: &str) -> Result<Vec<Vec<Share>>, PromiseError> {
-    let number = |field: &str| field.parse::<u64>().map_err(|_| wrong(text, format!("`{field}` is no number")));
+    let number = |field: &str| {
+        field
+            .parse::<u64>()
+            .map_err(|_| wrong(text, format!("`{field}` is no number")))
+    };
     text.split(';')
         .map(|entry| {
             entry
@@ -103,7 +107,12 @@ pub fn shares(text: &str) -> Result<Vec<Vec<Share>>, PromiseError> {
 /// Something else between the commas.
 pub fn numbers(text: &str) -> Result<Vec<u64>, PromiseError> {
     text.split(',')
-        .map(|field| field.trim().parse().map_err(|_| wrong(text, format!("`{field}` is no number"))))
+        .map(|field| {
+            field
+                .trim()
+                .parse()
+                .map_err(|_| wrong(text, format!("`{field}` is no number")))
+        })
         .collect()
 }
 

@@ -40,7 +40,10 @@ fn ascend(pod: &Pod, held: &[(&Card, Share)]) -> Result<More, String> {
     for chip in &chips {
         by_id.insert(chip.uuid.as_str(), chip);
     }
-    let chosen: Vec<&&Chip> = held.iter().filter_map(|(card, _)| by_id.get(card.id.as_str())).collect();
+    let chosen: Vec<&&Chip> = held
+        .iter()
+        .filter_map(|(card, _)| by_id.get(card.id.as_str()))
+        .collect();
     if chosen.len() != held.len() {
         return Err(format!("{key} does not name every card of the container"));
     }
@@ -95,7 +98,13 @@ fn print_ranges(units: &[usize]) -> String {
             _ => parts.push((*unit, *unit)),
         }
     }
-    let text = |(from, to): (usize, usize)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    let text = |(from, to): (usize, usize)| {
+        if from == to {
+            from.to_string()
+        } else {
+            format!("{from}-{to}")
+        }
+    };
     parts.into_iter().map(text).collect::<Vec<_>>().join(",")
 }
 
@@ -107,7 +116,9 @@ fn amd(pod: &Pod, held: &[(&Card, Share)], others: &[Pod]) -> Result<More, Strin
         if matches!(phase, Some("Succeeded" | "Failed")) {
             continue;
         }
-        let Some(text) = annotation(other, AMD_UNITS) else { continue };
+        let Some(text) = annotation(other, AMD_UNITS) else {
+            continue;
+        };
         let sets: BTreeMap<String, String> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         for (card, text) in sets {
             let set = ranges(&text)?;
@@ -131,7 +142,11 @@ fn amd(pod: &Pod, held: &[(&Card, Share)], others: &[Pod]) -> Result<More, Strin
             .take(wanted)
             .collect();
         if free.len() < wanted {
-            return Err(format!("card {} has {} free units, {wanted} are asked for", card.id, free.len()));
+            return Err(format!(
+                "card {} has {} free units, {wanted} are asked for",
+                card.id,
+                free.len()
+            ));
         }
         let text = print_ranges(&free);
         masks.push(format!("{position}:{text}"));
