@@ -64,6 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-extender",
         ],
     ),
+    ("tessera-players", &["tessera-kubelet"]),
     ("tessera-testcluster", &[]),
     (
         "tessera-e2e",
@@ -73,6 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-region",
             "tessera-testkit",
             "tessera-testcluster",
+            "tessera-players",
             "tessera-probe",
         ],
     ),

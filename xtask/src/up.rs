@@ -27,7 +27,8 @@ pub(crate) struct UpArgs {
     /// The image of Tessera that the nodes of that cluster pull.
     #[arg(long, value_name = "IMAGE", requires = "kubeconfig")]
     image: Option<String>,
-    /// Simulate the cards described in this file, even where a real driver is.
+    /// Simulate the cards described in this file, even where a real driver is. Cards may be of any maker, see
+    /// docs/simulated-hardware.md.
     #[arg(long, value_name = "FILE", conflicts_with = "down")]
     cards: Option<PathBuf>,
     /// Leave out the sample pods.
@@ -88,6 +89,8 @@ fn simulated_cards(args: &UpArgs) -> Result<Option<String>> {
     };
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("reading the cards to simulate from {}", file.display()))?;
+    // Before anything is built or started.
+    product::values(Some(&text)).with_context(|| file.display().to_string())?;
     Ok(Some(text))
 }
 
@@ -115,7 +118,17 @@ fn existing(kubeconfig: &Path, args: &UpArgs) -> Result<()> {
         "devicePlugin": { "image": product::image_value(image) },
     });
     if args.cards.is_some() {
-        merge(&mut values, &json!({ "simulate": { "cards": simulated_cards(args)? } }));
+        let cards = simulated_cards(args)?;
+        let simulated = product::values(cards.as_deref())?;
+        let of = |name: &str| simulated.get(name).cloned().unwrap_or(Value::Null);
+        merge(
+            &mut values,
+            &json!({ "simulate": of("simulate"), "devices": of("devices") }),
+        );
+        merge(
+            &mut values["devicePlugin"],
+            &json!({ "enabled": simulated["devicePlugin"]["enabled"] }),
+        );
     }
     merge(&mut values, &own_values(args)?);
     let file = tool::root().join("target/up-values.json");
@@ -157,7 +170,10 @@ async fn up(args: &UpArgs) -> Result<()> {
             Stage::start(&plan, &artefacts, &progress).await?
         }
     };
-    if !args.no_sample {
+    if let Some(cards) = &plan.cards {
+        players(&stage, cards).await?;
+    }
+    if !args.no_sample && product::agent_serves(plan.cards.as_deref())? {
         progress.step(format!("Starting the sample {SAMPLE}"));
         sample(&stage).await?;
     }
@@ -167,6 +183,23 @@ async fn up(args: &UpArgs) -> Result<()> {
         stage.cluster.kubeconfig().display(),
         stage.cluster.binaries().kubectl().display(),
     ));
+    Ok(())
+}
+
+/// Says what the players of other makers show, and how much of it is held.
+async fn players(stage: &Stage, cards: &str) -> Result<()> {
+    let rows = product::played(cards, "any")?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let held = stage.held().await?;
+    tool::say("\nPlayed by stand-ins for other makers' device plugins:");
+    for (vendor, resource, devices) in rows {
+        let held = held.get(&resource).copied().unwrap_or(0);
+        tool::say(&format!(
+            "  {vendor:<14} {resource:<36} {devices:>5} devices, {held} asked for by pods"
+        ));
+    }
     Ok(())
 }
 

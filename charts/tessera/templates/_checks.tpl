@@ -15,6 +15,16 @@
 {{- if and (eq .Values.scheduler.filterMode "all") (eq .Values.scheduler.writeAt "filter") -}}
 {{- $problems = append $problems "scheduler.filterMode is \"all\" and scheduler.writeAt is \"filter\": with \"all\" the node is not known at filter; set writeAt: bind" -}}
 {{- end -}}
+{{- if and .Values.simulate.players.enabled (not .Values.simulate.cards) -}}
+{{- $problems = append $problems "simulate.players.enabled is true, but simulate.cards is empty: name the cards to play, for example [{vendor: ascend, model: 910B3}]" -}}
+{{- end -}}
+{{- if and (kindIs "slice" .Values.simulate.cards) (not .Values.simulate.players.enabled) -}}
+{{- range .Values.simulate.cards -}}
+{{- if ne (get . "vendor" | default "nvidia" | toString) "nvidia" -}}
+{{- $problems = append $problems (printf "simulate.cards names a card of %q, which a player shows: set simulate.players.enabled to true, or leave the card out" (get . "vendor" | toString)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if lt (int .Values.scheduler.podMaxBackoffSeconds) (int .Values.scheduler.podInitialBackoffSeconds) -}}
 {{- $problems = append $problems (printf "scheduler.podMaxBackoffSeconds (%d) is less than podInitialBackoffSeconds (%d): raise it" (int .Values.scheduler.podMaxBackoffSeconds) (int .Values.scheduler.podInitialBackoffSeconds)) -}}
 {{- end -}}

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tessera_players::{Machine, Mix, Part};
 use tessera_testcluster::image::{self, Content, Image};
 use tessera_testcluster::{Binaries, Cluster, Progress};
 
@@ -46,6 +47,8 @@ pub struct Artefacts {
     pub tessera: PathBuf,
     /// The tool that makes a simulated machine.
     pub simdriver: PathBuf,
+    /// The program that plays other makers' device plugins.
+    pub player: PathBuf,
     /// The preloaded library.
     pub shim: PathBuf,
     /// The small client that test pods run.
@@ -79,6 +82,7 @@ impl Artefacts {
             "tessera-fake-core",
             "tessera-fake-cuda",
             "tessera-fake-nvml",
+            "tessera-players",
             "tessera-e2e",
         ] {
             cargo.args(["-p", package]);
@@ -116,6 +120,7 @@ impl Artefacts {
         let artefacts = Self {
             tessera: folder.join("tessera"),
             simdriver: folder.join("tessera-simdriver"),
+            player: folder.join("tessera-player"),
             shim: match profile {
                 Profile::Dev => folder.join("libvgpu.so"),
                 Profile::Release => root().join("target/dist-shim/libvgpu.so"),
@@ -127,6 +132,7 @@ impl Artefacts {
         for file in [
             &artefacts.tessera,
             &artefacts.simdriver,
+            &artefacts.player,
             &artefacts.shim,
             &artefacts.probe,
             &artefacts.cuda,
@@ -157,6 +163,11 @@ pub fn tessera_image(artefacts: &Artefacts, progress: &Progress) -> Result<Image
             "/opt/tessera/bin/tessera-simdriver",
             0o755,
             Content::Path(artefacts.simdriver.clone()),
+        )
+        .file(
+            "/opt/tessera/bin/tessera-player",
+            0o755,
+            Content::Path(artefacts.player.clone()),
         )
         .file(
             "/opt/tessera/lib/libvgpu.so",
@@ -218,9 +229,11 @@ pub fn image_value(image: &str) -> Value {
     json!({ "registry": registry, "repository": repository, "tag": tag, "pullPolicy": "IfNotPresent" })
 }
 
-/// Values of the chart for a one-node cluster of ours; `cards` describes what to simulate.
-#[must_use]
-pub fn values(cards: Option<&str>) -> Value {
+/// Values of the chart for a one-node cluster of ours; `cards` describes what to simulate, of any makers.
+///
+/// # Errors
+/// Cards that nobody simulates; the text names those there are.
+pub fn values(cards: Option<&str>) -> Result<Value> {
     let mut values = json!({
         "scheduler": {
             "extender": { "image": image_value(TESSERA_IMAGE) },
@@ -234,8 +247,39 @@ pub fn values(cards: Option<&str>) -> Value {
     });
     if let Some(cards) = cards {
         values["simulate"] = json!({ "cards": cards });
+        let mix = Mix::parse(cards)?;
+        if !mix.nvidia {
+            values["devicePlugin"]["enabled"] = json!(false);
+        }
+        for vendor in mix.players.keys() {
+            values["simulate"]["players"] = json!({ "enabled": true });
+            values["devices"][Part::find(vendor)?.class] = json!({ "enabled": true });
+        }
     }
-    values
+    Ok(values)
+}
+
+/// Whether our agent serves the node: always, but for cards of other makers alone.
+///
+/// # Errors
+/// Cards that nobody simulates.
+pub fn agent_serves(cards: Option<&str>) -> Result<bool> {
+    Ok(cards.map(Mix::parse).transpose()?.is_none_or(|mix| mix.nvidia))
+}
+
+/// Resources that the players of a cards file advertise on a node, with the number of devices; by maker.
+///
+/// # Errors
+/// Cards that nobody simulates.
+pub fn played(cards: &str, node: &str) -> Result<Vec<(String, String, usize)>> {
+    let mut list = Vec::new();
+    for (vendor, entries) in Mix::parse(cards)?.players {
+        let machine = Machine::new(Part::find(&vendor)?, node, &entries)?;
+        for (resource, devices) in machine.devices()? {
+            list.push((vendor.clone(), resource, devices.len()));
+        }
+    }
+    Ok(list)
 }
 
 /// Runs helm against `kubeconfig`.

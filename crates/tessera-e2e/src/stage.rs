@@ -1,5 +1,6 @@
 //! A real one-node cluster with the product installed as a user installs it, and the few verbs that scenarios need.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -81,21 +82,21 @@ impl Stage {
         progress.step("Building and loading the images, about 10 s (3 min the first time)");
         product::load_images(&self.cluster, artefacts, progress).await?;
         progress.step("Installing the chart charts/tessera");
-        let mut values = product::values(plan.cards.as_deref());
+        let mut values = product::values(plan.cards.as_deref())?;
         merge(&mut values, &plan.values);
         let file = self.cluster.state_dir().join("values.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&values)?)
             .with_context(|| format!("writing {}", file.display()))?;
         product::install_chart(self.cluster.binaries().helm(), &self.cluster.kubeconfig(), &file)?;
         progress.step("Waiting for scheduler and node agent, about 10 s");
-        self.ready().await
+        self.ready(plan.cards.as_deref()).await
     }
 
-    /// Waits until scheduler and agent serve and the node counts its cards.
+    /// Waits until scheduler, agent and players serve and the node counts the cards: those of `cards`, or the real ones.
     ///
     /// # Errors
     /// What is not ready in time.
-    pub async fn ready(&self) -> Result<()> {
+    pub async fn ready(&self, cards: Option<&str>) -> Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), product::NAMESPACE);
         let daemons: Api<DaemonSet> = Api::namespaced(self.client.clone(), product::NAMESPACE);
         let nodes: Api<Node> = Api::all(self.client.clone());
@@ -115,16 +116,45 @@ impl Stage {
             Ok(!all.items.is_empty() && all.items.iter().all(ready))
         })
         .await?;
+        let mut wanted: Vec<String> = Vec::new();
+        if product::agent_serves(cards)? {
+            wanted.push("nvidia.com/gpu".to_owned());
+        }
+        let played = cards.map(|cards| product::played(cards, "any")).transpose()?;
+        wanted.extend(played.into_iter().flatten().map(|(_, resource, _)| resource));
         wait_for("the node's cards", Duration::from_secs(60), async || {
             let all = nodes.list(&ListParams::default()).await?;
             Ok(all.items.iter().any(|node| {
                 let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-                allocatable
-                    .and_then(|a| a.get("nvidia.com/gpu"))
-                    .is_some_and(|quantity| quantity.0 != "0")
+                let has = |name: &String| {
+                    allocatable
+                        .and_then(|a| a.get(name))
+                        .is_some_and(|quantity| quantity.0 != "0")
+                };
+                wanted.iter().all(has)
             }))
         })
         .await
+    }
+
+    /// How much of each resource the live pods of the cluster ask for.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn held(&self) -> Result<BTreeMap<String, u64>> {
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let mut held = BTreeMap::new();
+        for pod in pods.list(&ListParams::default()).await?.items {
+            if !bound(&pod) || matches!(phase(&pod), "Succeeded" | "Failed") {
+                continue;
+            }
+            let containers = pod.spec.into_iter().flat_map(|spec| spec.containers);
+            let limits = containers.filter_map(|container| container.resources?.limits);
+            for (name, quantity) in limits.flatten() {
+                *held.entry(name).or_default() += quantity.0.parse::<u64>().unwrap_or(0);
+            }
+        }
+        Ok(held)
     }
 
     /// Pods of `namespace`.

@@ -156,6 +156,11 @@ fn simulated_cards_render_as_recorded() {
 }
 
 #[test]
+fn players_render_as_recorded() {
+    check_golden("players", &[]);
+}
+
+#[test]
 fn values_of_hami_render_as_recorded() {
     check_golden("hami", &["--kube-version", "1.31.2+k3s1"]);
 }

@@ -100,6 +100,9 @@ pub enum MigMode {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CardSpec {
+    /// The maker. Only `nvidia` is simulated here; a file may name cards of others, which are left out.
+    #[serde(default = "nvidia")]
+    pub vendor: String,
     /// A known model, or any name when `memory_mib` and `sms` are given.
     pub model: String,
     /// How many of it; identifiers and addresses may then not be given.
@@ -136,6 +139,13 @@ pub struct CardSpec {
 
 fn one() -> usize {
     1
+}
+
+/// The maker whose driver this simulates.
+const NVIDIA: &str = "nvidia";
+
+fn nvidia() -> String {
+    NVIDIA.to_owned()
 }
 
 /// How close two cards are without NVLink.
@@ -182,12 +192,14 @@ fn two_numbers(text: &str) -> Option<(u32, u32)> {
 }
 
 impl MachineSpec {
-    /// Reads a description.
+    /// Reads a description. Cards of other makers are left out, so that one file describes a mixed node; positions
+    /// in `links` count the cards that are left.
     ///
     /// # Errors
     /// Text that is no description (with line and column), or values that no machine has.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
-        let spec: Self = serde_saphyr::from_str(text).map_err(|e| ModelError::Text(e.to_string()))?;
+        let mut spec: Self = serde_saphyr::from_str(text).map_err(|e| ModelError::Text(e.to_string()))?;
+        spec.cards.retain(|card| card.vendor == NVIDIA);
         spec.build()?;
         Ok(spec)
     }
@@ -197,6 +209,7 @@ impl MachineSpec {
     pub fn of(model: &str, count: usize) -> Self {
         Self {
             cards: vec![CardSpec {
+                vendor: nvidia(),
                 model: model.into(),
                 count,
                 uuid: None,
