@@ -188,6 +188,18 @@ impl Machine {
         self.state().kernel_us
     }
 
+    /// Whether a multi-process server runs.
+    #[must_use]
+    pub fn has_mps(&self) -> bool {
+        self.state().mps == 1
+    }
+
+    /// Time that one process may keep a card while others want it, in nanoseconds.
+    #[must_use]
+    pub fn slice_ns(&self) -> u64 {
+        self.state().slice_us.max(1) * 1000
+    }
+
     /// Launches of one stream that may wait before a launch blocks.
     #[must_use]
     pub fn in_flight_max(&self) -> u64 {

@@ -45,7 +45,12 @@ pub(crate) fn free(driver: &Driver, inner: &mut Inner, address: u64) -> R {
             driver.release(inner, address);
             Ok(())
         }
-        _ => Err(INVALID_VALUE),
+        found => {
+            if found.is_none() {
+                driver.machine.note_flaw(tessera_fake_core::Flaw::UnknownPointer);
+            }
+            Err(INVALID_VALUE)
+        }
     }
 }
 
