@@ -138,7 +138,7 @@ pub fn install(text: &str, root: &Path, libraries: Option<&Path>, force: bool) -
     head.size = size;
     head.cuda_version = built.cuda_version;
     head.granule_bytes = spec.granule_kib << 10;
-    head.slice_us = spec.slice_us;
+    head.slice_us = 2000;
     head.kernel_us = spec.kernel_us;
     head.in_flight_max = spec.in_flight;
     head.driver = field(&spec.driver);
@@ -151,6 +151,7 @@ pub fn install(text: &str, root: &Path, libraries: Option<&Path>, force: bool) -
     let (clock_mode, clock_scale) = spec.clock.words();
     head.clock_scale = clock_scale;
     head.launch_ns = spec.clock.launch_ns();
+    head.link_bytes_us = spec.link_gb_s * 1000;
     head.mps = u32::from(spec.mps);
     head.limits_answer = spec.limits_answer();
     // SAFETY: `head` is plain numbers without invalid values; the padding of `repr(C)` was zeroed.
@@ -244,6 +245,7 @@ struct Head {
     clock_base: u64,
     clock_scale: u64,
     launch_ns: u64,
+    link_bytes_us: u64,
     mps: u32,
     limits_answer: i32,
 }

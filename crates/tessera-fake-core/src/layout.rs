@@ -286,6 +286,8 @@ pub(crate) struct State {
     pub(crate) clock_scale: u64,
     /// Host time of one launch in ns, where the clock is virtual.
     pub(crate) launch_ns: u64,
+    /// Bytes that the link to the host moves in a microsecond; 0 when copies take no time.
+    pub(crate) link_bytes_us: u64,
     /// 1 while a multi-process server runs.
     pub(crate) mps: u32,
     /// What a call for memory limits answers; 0 where the driver has them.

@@ -194,10 +194,13 @@ impl Machine {
         self.state().mps == 1
     }
 
-    /// Time that one process may keep a card while others want it, in nanoseconds.
+    /// Time that the link to the host needs for so many bytes, in nanoseconds.
     #[must_use]
-    pub fn slice_ns(&self) -> u64 {
-        self.state().slice_us.max(1) * 1000
+    pub fn link_ns(&self, bytes: u64) -> u64 {
+        match self.state().link_bytes_us {
+            0 => 0,
+            speed => bytes.saturating_mul(1000) / speed,
+        }
     }
 
     /// Launches of one stream that may wait before a launch blocks.
