@@ -25,6 +25,7 @@ pub mod library;
 pub mod metrics;
 pub mod records;
 pub mod register;
+pub mod room;
 mod serve;
 pub mod settings;
 pub mod slot;

@@ -76,7 +76,9 @@ struct OrderWords {
 pub struct SwapReports {
     magic: AtomicU64,
     version: AtomicU32,
-    reserved: [AtomicU32; 13],
+    /// Highest row that was ever used, plus one.
+    high: AtomicU32,
+    reserved: [AtomicU32; 12],
     rows: [[SwapRow; MAX_CARDS]; MAX_SLOTS],
 }
 
@@ -92,7 +94,8 @@ pub struct SwapRow {
     pinned_bytes: AtomicU64,
     moved_bytes: AtomicU64,
     moved_ns: AtomicU64,
-    reserved: [AtomicU64; 2],
+    beat_ns: AtomicU64,
+    busy: AtomicU64,
 }
 
 /// A row as it was read.
@@ -112,6 +115,20 @@ pub struct SwapFigures {
     pub moved_bytes: u64,
     /// Time that this took so far, in nanoseconds.
     pub moved_ns: u64,
+    /// When the process last looked at its orders, in nanoseconds of the monotonic clock.
+    pub beat_ns: u64,
+    /// Whether it is carrying one out.
+    pub busy: bool,
+}
+
+impl SwapFigures {
+    /// Whether the process is there: it looks several times a second, and moving all memory of a card takes less than a
+    /// minute. The figures of one that is not are void; the driver has taken its memory back.
+    #[must_use]
+    pub fn is_live(&self, now_ns: u64) -> bool {
+        let patience = if self.busy { 60_000_000_000 } else { 2_000_000_000 };
+        self.beat_ns != 0 && now_ns.saturating_sub(self.beat_ns) < patience
+    }
 }
 
 const _: () = {
@@ -130,12 +147,20 @@ impl SwapRow {
         self.moved_bytes.store(figures.moved_bytes, Ordering::Relaxed);
         self.moved_ns.store(figures.moved_ns, Ordering::Relaxed);
         self.wants.store(u32::from(figures.wants), Ordering::Relaxed);
+        self.busy.store(u64::from(figures.busy), Ordering::Relaxed);
+        self.beat_ns.store(figures.beat_ns, Ordering::Relaxed);
         self.answered.store(figures.answered, Ordering::Release);
     }
 
     /// Says that a call waits for memory, or no longer.
     pub fn set_wants(&self, wants: bool) {
         self.wants.store(u32::from(wants), Ordering::Release);
+    }
+
+    /// Says that the process is there, and whether it is carrying out an order.
+    pub fn beat(&self, now_ns: u64, busy: bool) {
+        self.busy.store(u64::from(busy), Ordering::Relaxed);
+        self.beat_ns.store(now_ns, Ordering::Release);
     }
 
     /// The figures, none beyond what a card can have.
@@ -151,6 +176,8 @@ impl SwapRow {
             pinned_bytes: bytes(&self.pinned_bytes),
             moved_bytes: self.moved_bytes.load(Ordering::Relaxed),
             moved_ns: self.moved_ns.load(Ordering::Relaxed),
+            beat_ns: self.beat_ns.load(Ordering::Acquire),
+            busy: self.busy.load(Ordering::Relaxed) != 0,
         }
     }
 }
@@ -246,6 +273,18 @@ impl SwapReports {
     pub fn row(&self, slot: usize, card: usize) -> Option<&SwapRow> {
         self.rows.get(slot)?.get(card)
     }
+
+    /// Notes that a row is in use, so that a reader need not look at all of them.
+    pub fn use_row(&self, slot: usize) {
+        let high = u32::try_from(slot.saturating_add(1)).unwrap_or(u32::MAX);
+        self.high.fetch_max(high, Ordering::Relaxed);
+    }
+
+    /// Rows that may be in use: all below this.
+    #[must_use]
+    pub fn rows_used(&self) -> usize {
+        usize::try_from(self.high.load(Ordering::Relaxed)).map_or(MAX_SLOTS, |high| high.min(MAX_SLOTS))
+    }
 }
 
 /// First bytes of a fresh page of either kind; the rest is zero.
@@ -323,7 +362,8 @@ mod tests {
             pinned_bytes: AtomicU64::new(0),
             moved_bytes: AtomicU64::new(3),
             moved_ns: AtomicU64::new(4),
-            reserved: Default::default(),
+            beat_ns: AtomicU64::new(5),
+            busy: AtomicU64::new(2),
         };
         let read = row.read();
         assert_eq!(

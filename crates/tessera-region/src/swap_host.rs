@@ -72,6 +72,27 @@ impl Drop for Mapping {
     }
 }
 
+/// What the processes of one container say of one card, together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwapContainer {
+    /// Processes that are there and have movable memory.
+    pub processes: u64,
+    /// Whether one of them waits for memory that is away.
+    pub wants: bool,
+    /// Movable bytes on the card.
+    pub resident_bytes: u64,
+    /// Bytes that are away.
+    pub away_bytes: u64,
+    /// Bytes that cannot be moved.
+    pub pinned_bytes: u64,
+    /// Bytes moved so far, both ways.
+    pub moved_bytes: u64,
+    /// Time that this took so far, in nanoseconds.
+    pub moved_ns: u64,
+    /// Number of the last order that all of them have carried out; nothing without a process.
+    pub answered: Option<u32>,
+}
+
 /// The pages of one container.
 pub struct SwapHost {
     orders: Mapping,
@@ -140,6 +161,30 @@ impl SwapHost {
         if let Some(orders) = self.orders() {
             orders.beat(now_ns);
         }
+    }
+
+    /// The sum over the processes of the container that are there, for a card by its place in the grant.
+    #[must_use]
+    pub fn container(&self, card: usize, now_ns: u64) -> SwapContainer {
+        let mut all = SwapContainer::default();
+        let rows = self.reports().map_or(0, SwapReports::rows_used);
+        for figures in (0..rows).filter_map(|slot| self.figures(slot, card)) {
+            if !figures.is_live(now_ns) {
+                continue;
+            }
+            all.processes = all.processes.saturating_add(1);
+            all.wants |= figures.wants;
+            all.resident_bytes = all.resident_bytes.saturating_add(figures.resident_bytes);
+            all.away_bytes = all.away_bytes.saturating_add(figures.away_bytes);
+            all.pinned_bytes = all.pinned_bytes.saturating_add(figures.pinned_bytes);
+            all.moved_bytes = all.moved_bytes.saturating_add(figures.moved_bytes);
+            all.moved_ns = all.moved_ns.saturating_add(figures.moved_ns);
+            all.answered = Some(
+                all.answered
+                    .map_or(figures.answered, |least| least.min(figures.answered)),
+            );
+        }
+        all
     }
 
     /// What the process at a place of the account says of a card; nothing where there is no row.

@@ -46,9 +46,11 @@ fn run(space: &'static Space, process: &'static Process) {
         };
         let bell = orders.bell().load(Ordering::SeqCst);
         for card in 0..process.card_count().min(MAX_CARDS) {
-            if process.swaps(Card(card))
-                && let Some((number, order)) = orders.order(card)
-            {
+            if !process.swaps(Card(card)) {
+                continue;
+            }
+            space.beat(process, card, false);
+            if let Some((number, order)) = orders.order(card) {
                 follow(space, process, card, number, order, orders.heartbeat_ns());
             }
         }
@@ -65,9 +67,8 @@ fn follow(space: &Space, process: &Process, card: usize, number: u32, order: Ord
     match order {
         Order::Leave { keep_bytes } if fresh => go(space, process, card, keep_bytes, number),
         Order::Return if fresh => come(space, process, card, Some(number)),
-        // A call waits for memory that nobody ordered away: room may be there without anybody's help.
-        Order::Leave { .. } if !unheard => {}
-        _ if space.wanted.load(Ordering::SeqCst) != 0 => come(space, process, card, None),
+        // Nobody decides, and a call waits: room may be there without anybody's help.
+        _ if unheard && space.wanted.load(Ordering::SeqCst) != 0 => come(space, process, card, None),
         _ if fresh => {
             answered.store(number, Ordering::Relaxed);
             space.with(|chunks| space.publish(process, card, chunks));
@@ -122,6 +123,7 @@ fn contexts(chunks: &mut Chunks, card: usize, wanted: fn(State) -> bool) -> [u64
 /// Leaves the card down to `keep` bytes.
 fn go(space: &Space, process: &Process, card: usize, keep: u64, number: u32) {
     let begun = os::now_ns();
+    space.beat(process, card, true);
     let closed = space.close();
     space.with(|chunks| {
         if closed {
@@ -221,6 +223,7 @@ fn copy_out(
 /// Returns to the card as far as there is room.
 fn come(space: &Space, process: &Process, card: usize, number: Option<u32>) {
     let begun = os::now_ns();
+    space.beat(process, card, true);
     space.with(|chunks| {
         chunks.turn = chunks.turn.saturating_add(1);
         let turn = chunks.turn;

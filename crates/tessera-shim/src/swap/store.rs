@@ -143,6 +143,9 @@ impl Space {
             }
             _ => false,
         };
+        if mapped {
+            self.claim_rows(process);
+        }
         let ready = mapped && mover::spawn(self, process);
         if !ready {
             say_once(&[
@@ -165,6 +168,25 @@ impl Space {
         // SAFETY: null or mapped for ever with the full size.
         let reports = unsafe { SwapReports::from_ptr(self.reports.load(Ordering::Acquire)) }?;
         reports.row(usize::from(slot.number()), card)
+    }
+
+    /// Tells the agent that this process is there.
+    pub(super) fn beat(&self, process: &Process, card: usize, busy: bool) {
+        if let Some(row) = self.row(process, card) {
+            row.beat(os::now_ns(), busy);
+        }
+    }
+
+    /// Begins the rows of this process anew: a dead process may have had them before.
+    pub(super) fn claim_rows(&self, process: &Process) {
+        // SAFETY: null or mapped for ever with the full size.
+        let reports = unsafe { SwapReports::from_ptr(self.reports.load(Ordering::Acquire)) };
+        if let (Some(reports), Some((_, slot))) = (reports, process.account()) {
+            reports.use_row(usize::from(slot.number()));
+        }
+        for card in 0..process.card_count() {
+            self.with(|chunks| self.publish(process, card, chunks));
+        }
     }
 
     /// Runs `work` on the chunks. Never called inside the gate: the thread that moves holds the lock while it waits
@@ -232,6 +254,7 @@ impl Space {
             wants: self.wanted.load(Ordering::SeqCst) != 0,
             moved_bytes: self.moved_bytes.load(Ordering::Relaxed),
             moved_ns: self.moved_ns.load(Ordering::Relaxed),
+            beat_ns: os::now_ns(),
             ..SwapFigures::default()
         };
         for chunk in chunks.all() {
