@@ -26,9 +26,11 @@ pub mod metrics;
 pub mod records;
 pub mod register;
 pub mod room;
+pub mod rooms;
 mod serve;
 pub mod settings;
 pub mod slot;
+pub mod wall;
 pub mod web;
 pub mod witness;
 

@@ -153,7 +153,7 @@ impl Keeper {
             tenant
                 .says
                 .answered
-                .is_some_and(|answered| (answered.wrapping_sub(number) as i32) < 0)
+                .is_some_and(|answered| answered.wrapping_sub(number).cast_signed() < 0)
                 && now_ns.saturating_sub(given) < ANSWER_NS
         })
     }

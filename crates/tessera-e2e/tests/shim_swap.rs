@@ -17,7 +17,10 @@ use std::{
 use shim_support::{Client, Container, MIB, Machine, can_mount, eventually};
 use tessera_agent::room::{Action, Keeper, Tenant};
 use tessera_fake_core::{Machine as Driver, Pool};
-use tessera_region::{CardFlags, CardGrant, Order, swap_host::SwapHost};
+use tessera_region::{
+    CardFlags, CardGrant, Order,
+    swap_host::{SwapHost, monotonic_ns},
+};
 
 /// A card of 192 MiB and containers that were each promised all of it.
 fn containers(machine: &Machine, count: usize, mib: u64) -> Vec<Container<'_>> {
@@ -34,16 +37,6 @@ fn containers(machine: &Machine, count: usize, mib: u64) -> Vec<Container<'_>> {
 
 fn now_ns(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap() + 1
-}
-
-fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a place for the answer.
-    #[allow(unsafe_code, reason = "the clock that processes report by")]
-    unsafe {
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
-    }
-    u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
 }
 
 /// Free bytes of the first card.

@@ -26,6 +26,19 @@ pub enum SwapHostError {
     NoPage(PathBuf),
 }
 
+/// Nanoseconds of the clock that processes report by.
+#[must_use]
+#[expect(unsafe_code, reason = "reads a clock")]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let part = |n: i64| u64::try_from(n).unwrap_or_default();
+    part(now.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(now.tv_nsec))
+}
+
 struct Mapping {
     page: *mut u8,
     size: usize,
