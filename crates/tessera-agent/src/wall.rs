@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tessera_probe::nvml::NO_LIMIT;
 use tessera_probe::{DriverRoot, Nvml, NvmlError};
 
 /// How deep pods' groups lie below the root: `kubepods.slice/kubepods-burstable.slice/<pod>`, and one more for a
@@ -124,11 +125,15 @@ impl Wall {
     pub fn probe(&self, card: &str) -> Result<(), NvmlError> {
         let answer = self.with(|nvml| {
             let device = nvml.device_by_uuid(card)?;
-            nvml.group_memory(device, &self.groups)
+            if nvml.group_memory(device, &self.groups)?.is_none() {
+                // No limit is set on the root: ending it changes nothing, and tells whether we may set any.
+                nvml.hold_group(device, &self.groups, 0, NO_LIMIT)?;
+            }
+            Ok(())
         });
         let level = if answer.is_ok() { Level::Driver } else { Level::Library };
         lock(&self.levels).insert(card.to_owned(), level);
-        answer.map(|_| ())
+        answer
     }
 
     /// The level of a card; the library's until it was probed.

@@ -396,6 +396,7 @@ fn the_agent_touches_these_folders_and_is_not_privileged() {
             ("/var/run/cdi", "write"),
             ("/usr", "read"),
             ("/dev", "read"),
+            ("/sys/fs/cgroup", "read"),
         ])
     );
     let context = &container(agent, "device-plugin")["securityContext"];
@@ -433,6 +434,7 @@ fn folders_of_the_node_can_be_moved() {
             "/opt/vgpu",
             "/run/nvidia/driver",
             "/run/t",
+            "/sys/fs/cgroup",
             "/var/run/cdi"
         ])
     );
