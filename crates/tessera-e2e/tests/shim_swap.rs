@@ -133,7 +133,7 @@ fn two_tenants_with_twice_the_card_keep_their_data_over_many_turns() {
             client.expect(&format!("cuMemsetD32_v2 ${place} {} {}", 100 + n, 6 * MIB), "0");
         }
     }
-    for round in 0..3_u64 {
+    for round in 0..2_u64 {
         for (n, client) in clients.iter_mut().enumerate() {
             let expected = 100 + u64::try_from(n).unwrap();
             for (variable, at) in [("p", 0), ("p", 60 * MIB), ("p", 72 * MIB - 4), ("q", 10 * MIB)] {
@@ -157,7 +157,7 @@ fn two_tenants_with_twice_the_card_keep_their_data_over_many_turns() {
         .iter()
         .filter(|o| matches!(o, Order::Leave { .. }))
         .count();
-    assert!(leaves >= 5, "{leaves} exchanges");
+    assert!(leaves >= 3, "{leaves} exchanges");
     for client in &mut clients {
         // The view is the promise, wherever the memory is.
         assert_eq!(client.memory(), (0, card * MIB));
