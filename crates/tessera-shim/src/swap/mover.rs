@@ -145,7 +145,6 @@ fn go(space: &Space, process: &Process, card: usize, keep: u64, number: u32) {
                     });
                 }
             }
-            space.open_if_whole(chunks);
         }
         finish(space, process, card, chunks, begun, Some(number));
     });
@@ -283,7 +282,6 @@ fn come(space: &Space, process: &Process, card: usize, number: Option<u32>) {
                 }
             }
         }
-        space.open_if_whole(chunks);
         finish(space, process, card, chunks, begun, number);
     });
 }
@@ -295,5 +293,10 @@ fn finish(space: &Space, process: &Process, card: usize, chunks: &mut Chunks, be
     if let (Some(number), Some(answered)) = (number, space.answered.get(card)) {
         answered.store(number, Ordering::Relaxed);
     }
+    // The figures first: whoever passes the gate finds them true.
+    if space.is_whole(chunks) {
+        space.wanted.store(0, Ordering::SeqCst);
+    }
     space.publish(process, card, chunks);
+    space.open_if_whole(chunks);
 }

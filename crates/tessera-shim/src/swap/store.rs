@@ -200,24 +200,35 @@ impl Space {
     }
 
     pub(super) fn enter(&self) {
+        let mut waited = false;
         loop {
             self.inside.fetch_add(1, Ordering::SeqCst);
             let closed = self.closed.load(Ordering::SeqCst);
             if closed == 0 {
+                if waited {
+                    // It may have been said after the figures that went with the opening.
+                    self.say_wants(false);
+                }
                 return;
             }
             self.leave();
+            waited = true;
             self.wanted.store(1, Ordering::SeqCst);
-            if let Some(process) = crate::process::started() {
-                for card in 0..process.card_count() {
-                    if process.swaps(Card(card))
-                        && let Some(row) = self.row(process, card)
-                    {
-                        row.set_wants(true);
-                    }
-                }
-            }
+            self.say_wants(true);
             os::futex_wait_for(&self.closed, closed, 20);
+        }
+    }
+
+    fn say_wants(&self, wants: bool) {
+        let Some(process) = crate::process::started() else {
+            return;
+        };
+        for card in 0..process.card_count() {
+            if process.swaps(Card(card))
+                && let Some(row) = self.row(process, card)
+            {
+                row.set_wants(wants);
+            }
         }
     }
 
@@ -374,13 +385,17 @@ impl Space {
         true
     }
 
-    /// Opens the gate when nothing is away.
-    pub(super) fn open_if_whole(&self, chunks: &mut Chunks) {
-        let away = chunks
+    /// Whether nothing is away.
+    pub(super) fn is_whole(&self, chunks: &mut Chunks) -> bool {
+        !chunks
             .all()
             .iter()
-            .any(|chunk| matches!(chunk.state, State::Away | State::Empty));
-        if !away && self.closed.load(Ordering::SeqCst) != 0 {
+            .any(|chunk| matches!(chunk.state, State::Away | State::Empty))
+    }
+
+    /// Opens the gate when nothing is away.
+    pub(super) fn open_if_whole(&self, chunks: &mut Chunks) {
+        if self.is_whole(chunks) && self.closed.load(Ordering::SeqCst) != 0 {
             self.open();
         }
     }
