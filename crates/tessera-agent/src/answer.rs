@@ -24,6 +24,9 @@ pub const CARDS_ANNOTATION: &str = "tessera.dev/cards";
 /// Annotation of a container without the library, and why.
 pub const HOOK_ANNOTATION: &str = "tessera.dev/hook";
 
+/// Annotation of a limited container that says for each card who holds it to its memory: `GPU-...=driver`, or `library`.
+pub const LEVEL_ANNOTATION: &str = "tessera.dev/memory-level";
+
 /// How containers reach their cards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum DeviceAccess {

@@ -213,6 +213,39 @@ pub struct AgentArgs {
     #[arg(long = "device-cores-scaling", env = "DEVICE_CORES_SCALING")]
     pub device_cores_scaling: Option<f64>,
 
+    /// What happens when memory is promised more than once and a card is full: `none` is the driver's answer, `swap`
+    /// moves memory of waiting containers to the host.
+    #[arg(
+        long = "oversubscription",
+        env = "TESSERA_OVERSUBSCRIPTION",
+        value_enum,
+        default_value = "none"
+    )]
+    pub oversubscription: crate::settings::Oversubscription,
+
+    /// Whether the driver is asked to hold pods to their memory, where it can.
+    #[arg(
+        long = "driver-memory-limits",
+        env = "TESSERA_DRIVER_MEMORY_LIMITS",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub driver_memory_limits: crate::settings::DriverLimits,
+
+    /// What each container may use beyond its promise before the driver stops it, in MiB: the driver's own need for
+    /// contexts and code counts for the driver, and not for the library.
+    #[arg(
+        long = "driver-memory-headroom-mib",
+        env = "TESSERA_DRIVER_MEMORY_HEADROOM_MIB",
+        default_value_t = 2048,
+        value_parser = clap::value_parser!(u64).range(0..=1 << 20)
+    )]
+    pub driver_memory_headroom_mib: u64,
+
+    /// Root of the control groups that the driver's limits belong to.
+    #[arg(long = "cgroup-root", env = "TESSERA_CGROUP_ROOT", default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+
     /// How cards are named to containers; only `uuid`.
     #[arg(
         long = "device-id-strategy",
@@ -359,6 +392,10 @@ impl AgentArgs {
         Ok(Settings {
             paths: self.paths(),
             access: self.access()?,
+            oversubscription: self.oversubscription,
+            driver_limits: self.driver_memory_limits,
+            driver_headroom_mib: self.driver_memory_headroom_mib,
+            cgroup_root: self.cgroup_root.clone(),
             pass_device_specs: self.pass_device_specs,
             cdi_annotation_prefix: self.cdi_annotation_prefix.clone(),
             publish_scores: self.topology_score,

@@ -9,10 +9,10 @@
 //! annotation says nothing that can be granted; what is missing then (the
 //! library, space for the grant) holds up its start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tessera_kubelet::proto::deviceplugin_v1beta1::ContainerAllocateResponse;
@@ -32,7 +32,8 @@ use crate::driver_files::{DeviceFile, device_files};
 use crate::library::{self, Installed};
 use crate::metrics::{Metrics, Mismatch};
 use crate::records::{Extras, Store, StoreError};
-use crate::settings::Settings;
+use crate::settings::{Oversubscription, Settings};
+use crate::wall::{Level, Promise, Wall};
 use crate::witness::Witness;
 
 /// How long a call waits for the pod it is about to appear in the watch.
@@ -83,6 +84,7 @@ pub struct Desk<C> {
     shelf: Mutex<Arc<Shelf>>,
     library: Mutex<Result<Installed, String>>,
     witness: Witness,
+    wall: OnceLock<Arc<Wall>>,
     expectation: Mutex<Expectation>,
     turn: tokio::sync::Mutex<()>,
     settling: tokio::sync::Mutex<()>,
@@ -114,6 +116,7 @@ impl<C: Cluster> Desk<C> {
         );
         Self {
             witness,
+            wall: OnceLock::new(),
             expectation: Mutex::default(),
             settling: tokio::sync::Mutex::new(()),
             settings,
@@ -127,6 +130,62 @@ impl<C: Cluster> Desk<C> {
             library: Mutex::new(Err("the enforcement library was not installed yet".to_owned())),
             turn: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Gives it the driver's limits. Only the first call counts.
+    pub fn set_wall(&self, wall: Arc<Wall>) {
+        let _first = self.wall.set(wall);
+    }
+
+    /// The driver's limits, where they are asked for.
+    #[must_use]
+    pub fn wall(&self) -> Option<&Arc<Wall>> {
+        self.wall.get()
+    }
+
+    /// Lets the driver hold the pods of these ids to their memory. What does not work is told, and the library's limit
+    /// stands alone.
+    async fn build_walls(&self, ids: &BTreeSet<String>) {
+        let Some(wall) = self.wall.get() else { return };
+        let pods: Vec<(PodId, BTreeMap<String, Promise>)> = self.read(|book| {
+            let pods: BTreeSet<PodId> = book
+                .records()
+                .filter(|record| record.ids == *ids)
+                .map(|record| record.pod.clone())
+                .collect();
+            pods.into_iter()
+                .map(|pod| {
+                    let cards = pod_memory(book.records().filter(|record| record.pod.uid == pod.uid));
+                    (pod, cards)
+                })
+                .collect()
+        });
+        for (pod, cards) in pods {
+            let (wall, uid) = (Arc::clone(wall), pod.uid.as_str().to_owned());
+            let built = tokio::task::spawn_blocking(move || wall.build(&uid, &cards)).await;
+            let problem = match built {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => chain(&error),
+                Err(error) => error.to_string(),
+            };
+            warn!(%pod, error = %problem, "The driver does not hold the pod to its memory; the library does.");
+            self.cluster.tell(PodNote {
+                pod,
+                reason: "NoDriverMemoryLimit",
+                message: format!("the driver does not hold this pod to its memory, the library alone does: {problem}"),
+            });
+        }
+    }
+
+    /// Tells a pod that its card's tenants spend their time in moving memory.
+    pub fn tell_thrashing(&self, pod: &PodId, card: &str, percent: u64) {
+        self.cluster.tell(PodNote {
+            pod: pod.clone(),
+            reason: "MemoryThrashing",
+            message: format!(
+                "containers on {card} spent {percent} % of the last half minute in moving memory to and from the card; run fewer of them on it"
+            ),
+        });
     }
 
     /// The settings.
@@ -387,7 +446,7 @@ impl<C: Cluster> Desk<C> {
         let minors: Vec<u32> = minors.into_iter().collect();
         let files: Vec<DeviceFile> = device_files(&shelf.root, &shelf.dev_root, &minors);
         let cache = cache_name(&record.id);
-        let response = answer(
+        let mut response = answer(
             &shelf.frame,
             &Subject {
                 record: &record,
@@ -396,6 +455,13 @@ impl<C: Cluster> Desk<C> {
                 cache: &cache,
             },
         );
+        if let Some(wall) = self.wall.get().filter(|_| record.limited) {
+            let level = |card: &str| format!("{card}={}", wall.level(card).as_str());
+            let levels: Vec<String> = record.shares.iter().map(|share| level(share.card.as_str())).collect();
+            response
+                .annotations
+                .insert(answer::LEVEL_ANNOTATION.to_owned(), levels.join(","));
+        }
         info!(pod = %record.pod, container = %record.container, grant = %record.id,
             ids = ?record.ids, limited, "Granted.");
         self.change(|book| book.set_record(record));
@@ -429,7 +495,11 @@ impl<C: Cluster> Desk<C> {
         let env = |name: &str| literal(view, index, name);
         Extras {
             no_core_limit: self.settings.cards.disable_core_limit || env(keys::ENV_CORE_POLICY) == Some("disable"),
-            oversubscribed: self.settings.cards.memory_scaling > 1.0,
+            swap: self.settings.cards.memory_scaling > 1.0 && self.settings.oversubscription == Oversubscription::Swap,
+            driver_held: self.wall.get().is_some_and(|wall| {
+                let levels = wall.levels();
+                !levels.is_empty() && levels.values().all(|level| *level == Level::Driver)
+            }),
             core_cap: env(keys::ENV_CORE_POLICY) == Some("force"),
             priority: env(keys::ENV_TASK_PRIORITY)
                 .and_then(|text| text.parse().ok())
@@ -704,7 +774,10 @@ impl<C: Cluster> Plugin for Desk<C> {
             Err(problem) => Err(problem),
         };
         match started {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.build_walls(&ids).await;
+                Ok(())
+            }
             Err(error) => {
                 self.metrics.mismatch(Mismatch::Refused);
                 warn!(?ids, %error, "A container may not start yet.");
@@ -719,6 +792,37 @@ impl<C: Cluster> Plugin for Desk<C> {
             }
         }
     }
+}
+
+/// What the containers of one pod were promised of each card. A card that one of them has without a limit is left out.
+fn pod_memory<'a>(records: impl Iterator<Item = &'a Record>) -> BTreeMap<String, Promise> {
+    let mut cards: BTreeMap<String, Option<Promise>> = BTreeMap::new();
+    // A container that was started again has several records; the newest is the one that counts.
+    let mut newest: BTreeMap<&str, &Record> = BTreeMap::new();
+    for record in records {
+        let known = newest.entry(record.container.as_str()).or_insert(record);
+        if record.serial > known.serial {
+            *known = record;
+        }
+    }
+    for record in newest.values() {
+        for share in &record.shares {
+            let sum = cards
+                .entry(share.card.as_str().to_owned())
+                .or_insert(Some(Promise::default()));
+            *sum = match (*sum, share.memory.bytes()) {
+                (Some(sum), Some(bytes)) if record.limited => Some(Promise {
+                    bytes: sum.bytes.saturating_add(bytes),
+                    containers: sum.containers.saturating_add(1),
+                }),
+                _ => None,
+            };
+        }
+    }
+    cards
+        .into_iter()
+        .filter_map(|(card, promise)| Some((card, promise?)))
+        .collect()
 }
 
 fn refused(error: &NoOwner) -> Refusal {

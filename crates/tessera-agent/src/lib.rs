@@ -25,9 +25,12 @@ pub mod library;
 pub mod metrics;
 pub mod records;
 pub mod register;
+pub mod room;
+pub mod rooms;
 mod serve;
 pub mod settings;
 pub mod slot;
+pub mod wall;
 pub mod web;
 pub mod witness;
 

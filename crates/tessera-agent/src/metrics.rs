@@ -48,6 +48,12 @@ struct CardLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LevelLabel {
+    card: String,
+    level: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
     call: String,
     code: i64,
@@ -83,6 +89,8 @@ impl Default for Metrics {
 pub struct Now {
     /// Cards with "healthy" or "unhealthy".
     pub cards: Vec<(String, bool)>,
+    /// Cards with who holds containers to memory on them: `library` or `driver`.
+    pub levels: Vec<(String, &'static str)>,
     /// Grants: pending, sealed.
     pub grants: (usize, usize),
     /// Whether the kubelet reads our list.
@@ -142,6 +150,20 @@ impl Metrics {
             }
         }
         registry.register("card_state", "1 for the state that the card is in", cards);
+        let levels = Family::<LevelLabel, Gauge>::default();
+        for (card, level) in &now.levels {
+            levels
+                .get_or_create_owned(&LevelLabel {
+                    card: card.clone(),
+                    level,
+                })
+                .set(1);
+        }
+        registry.register(
+            "memory_level",
+            "1 for who holds containers to their memory on the card",
+            levels,
+        );
         let errors = Family::<Call, Counter<u64, AtomicU64>>::default();
         for ((call, code), count) in &now.driver.errors {
             errors
@@ -199,6 +221,7 @@ mod tests {
         let page = metrics
             .page(&Now {
                 cards: vec![("GPU-a".into(), false)],
+                levels: vec![("GPU-a".into(), "driver")],
                 grants: (1, 2),
                 stream_up: true,
                 api_age_seconds: Some(1.5),
@@ -210,6 +233,7 @@ mod tests {
             "tessera_agent_owner_mismatch_total{outcome=\"Retargeted\"} 1",
             "tessera_agent_grant_state{state=\"sealed\"} 2",
             "tessera_agent_card_state{card=\"GPU-a\",state=\"unhealthy\"} 1",
+            "tessera_agent_memory_level{card=\"GPU-a\",level=\"driver\"} 1",
             "tessera_agent_nvml_errors_total{call=\"nvmlInit_v2\",code=\"9\"} 4",
             "tessera_agent_xid_total{xid=\"79\"} 2",
             "tessera_agent_kubelet_stream_up 1",

@@ -49,8 +49,10 @@ pub enum StoreError {
 pub struct Extras {
     /// Whether compute limits are off.
     pub no_core_limit: bool,
-    /// Whether memory is promised more than once.
-    pub oversubscribed: bool,
+    /// Whether memory may leave the card while its container waits.
+    pub swap: bool,
+    /// Whether the driver holds the pod to its memory on all its cards.
+    pub driver_held: bool,
     /// Whether a compute limit is a hard cap.
     pub core_cap: bool,
     /// Task priority, 0 the highest.
@@ -297,8 +299,11 @@ fn card_grant(share: &Share, extras: Extras) -> Result<CardGrant, StoreError> {
         card.cores_permille = share.cores.get().min(100) * 10;
     }
     card.priority = extras.priority;
-    if extras.oversubscribed {
+    if extras.swap {
         card.flags = card.flags.with(CardFlags::SWAP);
+    }
+    if extras.driver_held {
+        card.flags = card.flags.with(CardFlags::DRIVER_HELD);
     }
     if extras.core_cap {
         card.flags = card.flags.with(CardFlags::CORE_CAP);

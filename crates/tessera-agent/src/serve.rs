@@ -27,7 +27,9 @@ use crate::driver_files::{device_files, driver_binds};
 use crate::metrics::{Metrics, Now};
 use crate::records::Store;
 use crate::register;
-use crate::settings::Settings;
+use crate::rooms;
+use crate::settings::{DriverLimits, Oversubscription, Settings};
+use crate::wall::{Level, Wall};
 use crate::web;
 
 /// Pause between attempts of what can only wait.
@@ -112,6 +114,16 @@ pub async fn serve_at<C: Cluster>(
     if let Err(problem) = desk.install_library() {
         error!(error = %problem, "The enforcement library is not up to date.");
     }
+    let wall = Arc::new(Wall::new(
+        root.clone(),
+        settings.paths.sysfs.clone(),
+        settings.cgroup_root.clone(),
+        settings.driver_headroom_mib << 20,
+        settings.cards.memory_scaling <= 1.0,
+    ));
+    if settings.driver_limits == DriverLimits::Auto {
+        desk.set_wall(Arc::clone(&wall));
+    }
     let monitor = Monitor::spawn(MonitorConfig {
         root: root.clone(),
         sysfs: settings.paths.sysfs.clone(),
@@ -152,6 +164,9 @@ pub async fn serve_at<C: Cluster>(
     parts.spawn(chores::annotate(Arc::clone(&desk), stop.clone()));
     parts.spawn(chores::register(Arc::clone(&desk), wanted, node, stop.clone()));
     parts.spawn(chores::sweep(Arc::clone(&desk), synced, stop.clone()));
+    if settings.oversubscription == Oversubscription::Swap {
+        parts.spawn(rooms::keep(Arc::clone(&desk), Arc::clone(&wall), stop.clone()));
+    }
     parts.spawn(library(Arc::clone(&desk), stop.clone()));
     parts.spawn(open(door, Arc::clone(&desk), known, stream_sender, stop.clone()));
     let mut states = status.monitor.states();
@@ -160,6 +175,7 @@ pub async fn serve_at<C: Cluster>(
             let state = states.borrow_and_update().clone();
             if let DriverState::Ready(inventory) = state {
                 let cards = publish(&desk, &inventory, &class, &root, &access);
+                probe_walls(&desk, &cards).await;
                 wanted_sender.send_replace(register::wanted(
                     &cards,
                     settings.publish_scores,
@@ -178,6 +194,26 @@ pub async fn serve_at<C: Cluster>(
     }
     while parts.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Asks the driver what it can do for cards that were not asked about yet.
+async fn probe_walls<C: Cluster>(desk: &Desk<C>, cards: &[Managed]) {
+    let Some(wall) = desk.wall() else { return };
+    let known = wall.levels();
+    for card in cards {
+        let uuid = card.facts.uuid.clone();
+        if known.contains_key(&uuid) {
+            continue;
+        }
+        let (wall, name) = (Arc::clone(wall), uuid.clone());
+        match tokio::task::spawn_blocking(move || wall.probe(&name)).await {
+            Ok(Ok(())) => info!(card = %uuid, level = Level::Driver.as_str(), "The driver can hold pods to memory."),
+            Ok(Err(error)) => {
+                info!(card = %uuid, level = Level::Library.as_str(), reason = %error, "Only the library holds containers to memory.");
+            }
+            Err(error) => warn!(card = %uuid, %error, "Asking the driver for limits broke off."),
+        }
+    }
 }
 
 /// Takes a new picture of the cards into the desk; returns the cards.
@@ -436,6 +472,10 @@ impl<C: Cluster> web::Source for Status<C> {
         self.metrics
             .page(&Now {
                 cards,
+                levels: self.desk.wall().map_or_else(Vec::new, |wall| {
+                    let levels = wall.levels().into_iter();
+                    levels.map(|(card, level)| (card, level.as_str())).collect()
+                }),
                 grants,
                 stream_up: *self.stream.borrow() == StreamState::Up,
                 api_age_seconds: self.api.age().map(|age| age.as_secs_f64()),

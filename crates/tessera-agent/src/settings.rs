@@ -68,6 +68,26 @@ pub struct Paths {
     pub cdi: PathBuf,
 }
 
+/// What happens when a card is promised more than once and full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Oversubscription {
+    /// The driver's own out-of-memory answer.
+    #[default]
+    None,
+    /// Memory of waiting tenants leaves the card.
+    Swap,
+}
+
+/// Who may be asked to hold containers to their memory beside the library.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DriverLimits {
+    /// The driver, on cards where it can.
+    #[default]
+    Auto,
+    /// Nobody.
+    Off,
+}
+
 /// All settings of a running agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -79,6 +99,14 @@ pub struct Settings {
     pub paths: Paths,
     /// How containers reach their cards, in order.
     pub access: Vec<DeviceAccess>,
+    /// What happens when a card is promised more than once and full.
+    pub oversubscription: Oversubscription,
+    /// Whether the driver is asked to hold pods to their memory.
+    pub driver_limits: DriverLimits,
+    /// What a container may use beyond its promise before the driver stops it, in MiB: the driver's own need.
+    pub driver_headroom_mib: u64,
+    /// Root of the control groups, as we see it; the hierarchy of the driver's limits.
+    pub cgroup_root: PathBuf,
     /// Whether device files are also named one by one under `envvar`.
     pub pass_device_specs: bool,
     /// Annotation prefix of CDI requests.

@@ -401,6 +401,7 @@ fn the_agent_touches_these_folders_and_is_not_privileged() {
             ("/var/run/cdi", "write"),
             ("/usr", "read"),
             ("/dev", "read"),
+            ("/sys/fs/cgroup", "read"),
         ])
     );
     let context = &container(agent, "device-plugin")["securityContext"];
@@ -438,6 +439,7 @@ fn folders_of_the_node_can_be_moved() {
             "/opt/vgpu",
             "/run/nvidia/driver",
             "/run/t",
+            "/sys/fs/cgroup",
             "/var/run/cdi"
         ])
     );

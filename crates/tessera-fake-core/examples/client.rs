@@ -66,6 +66,49 @@ impl Client {
         }
     }
 
+    /// Launches a kernel of `micros` on the whole card `times` times.
+    fn launch(&mut self, times: u64, micros: u64) -> c_int {
+        let image = CString::new(format!("kernel k {micros} 0\n")).unwrap();
+        let (mut module, mut function) = (0u64, 0u64);
+        call!(
+            self.cuda(),
+            b"cuModuleLoadData",
+            (*mut u64, *const c_char),
+            &raw mut module,
+            image.as_ptr()
+        );
+        call!(
+            self.cuda(),
+            b"cuModuleGetFunction",
+            (*mut u64, u64, *const c_char),
+            &raw mut function,
+            module,
+            c"k".as_ptr()
+        );
+        let mut code = 0;
+        for _ in 0..times {
+            code |= call!(
+                self.cuda(),
+                b"cuLaunchKernel",
+                (
+                    u64, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, u64, usize, usize
+                ),
+                function,
+                4096,
+                1,
+                1,
+                128,
+                1,
+                1,
+                0,
+                0,
+                0,
+                0
+            );
+        }
+        code
+    }
+
     fn answer(&mut self, words: &[&str]) -> String {
         let number = |i: usize| words.get(i).and_then(|w| w.parse::<u64>().ok()).unwrap_or(0);
         match words[0] {
@@ -91,6 +134,12 @@ impl Client {
             }
             "alloc" => self.alloc(number(1) as usize).to_string(),
             "free" => self.free().to_string(),
+            "free-twice" => {
+                let address = *self.blocks.last().unwrap();
+                let first = self.free();
+                let second = call!(self.cuda(), b"cuMemFree_v2", (u64), address);
+                format!("{first} {second}")
+            }
             // Takes blocks until the answer is no.
             "fill" => {
                 let mut n = 0;
@@ -251,47 +300,11 @@ impl Client {
             }
             // Runs one kernel n times and waits: code and milliseconds by the card's own clock.
             "kernel" => {
-                let image = CString::new(format!("kernel k {} 0\n", number(2))).unwrap();
-                let (mut module, mut function, mut a, mut b) = (0u64, 0u64, 0u64, 0u64);
-                call!(
-                    self.cuda(),
-                    b"cuModuleLoadData",
-                    (*mut u64, *const c_char),
-                    &raw mut module,
-                    image.as_ptr()
-                );
-                call!(
-                    self.cuda(),
-                    b"cuModuleGetFunction",
-                    (*mut u64, u64, *const c_char),
-                    &raw mut function,
-                    module,
-                    c"k".as_ptr()
-                );
+                let (mut a, mut b) = (0u64, 0u64);
                 call!(self.cuda(), b"cuEventCreate", (*mut u64, c_uint), &raw mut a, 0);
                 call!(self.cuda(), b"cuEventCreate", (*mut u64, c_uint), &raw mut b, 0);
                 call!(self.cuda(), b"cuEventRecord", (u64, u64), a, 0);
-                let mut code = 0;
-                for _ in 0..number(1) {
-                    code |= call!(
-                        self.cuda(),
-                        b"cuLaunchKernel",
-                        (
-                            u64, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, u64, usize, usize
-                        ),
-                        function,
-                        4096,
-                        1,
-                        1,
-                        128,
-                        1,
-                        1,
-                        0,
-                        0,
-                        0,
-                        0
-                    );
-                }
+                let code = self.launch(number(1), number(2));
                 call!(self.cuda(), b"cuEventRecord", (u64, u64), b, 0);
                 call!(self.cuda(), b"cuEventSynchronize", (u64), b);
                 let mut millis = 0f32;
@@ -304,6 +317,161 @@ impl Client {
                     b
                 );
                 format!("{code} {millis}")
+            }
+            // Asks a running kernel again and again whether it is done; answers how often it was not.
+            "poll" => {
+                let mut event = 0u64;
+                self.answer(&["kernel", "0", "1"]);
+                call!(self.cuda(), b"cuEventCreate", (*mut u64, c_uint), &raw mut event, 0);
+                self.launch(number(1), number(2));
+                call!(self.cuda(), b"cuEventRecord", (u64, u64), event, 0);
+                let mut not_yet = 0u64;
+                while call!(self.cuda(), b"cuEventQuery", (u64), event) == 600 {
+                    not_yet += 1;
+                }
+                not_yet.to_string()
+            }
+            // Computes without the driver until a line comes.
+            "spin" => {
+                println!("spinning");
+                std::io::stdout().flush().unwrap();
+                let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+                let flag = std::sync::Arc::clone(&done);
+                std::thread::spawn(move || {
+                    while !flag.load(std::sync::atomic::Ordering::SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                });
+                std::io::stdin().read_line(&mut String::new()).unwrap();
+                done.store(true, std::sync::atomic::Ordering::SeqCst);
+                "stopped".to_owned()
+            }
+            // Limits of a control group on card 0: code, soft, hard, used.
+            "limits" => {
+                let name = CString::new(words[1]).unwrap();
+                let mut device = 0u64;
+                call!(
+                    self.nvml(),
+                    b"nvmlDeviceGetHandleByIndex_v2",
+                    (c_uint, *mut u64),
+                    0,
+                    &raw mut device
+                );
+                let mut args = [name.as_ptr() as u64, number(2), number(3), 0];
+                let code = if words.len() > 2 {
+                    call!(
+                        self.nvml(),
+                        b"nvmlDeviceSetMemoryLimits_v1",
+                        (u64, *mut u64),
+                        device,
+                        args.as_mut_ptr()
+                    )
+                } else {
+                    call!(
+                        self.nvml(),
+                        b"nvmlDeviceGetMemoryLimits_v1",
+                        (u64, *mut u64),
+                        device,
+                        args.as_mut_ptr()
+                    )
+                };
+                format!("{code} {} {} {}", args[1], args[2], args[3])
+            }
+            // One step of a checkpoint of a process by pid.
+            "checkpoint" => {
+                let pid = number(2) as c_int;
+                let step: &[u8] = match words[1] {
+                    "lock" => b"cuCheckpointProcessLock",
+                    "take" => b"cuCheckpointProcessCheckpoint",
+                    "restore" => b"cuCheckpointProcessRestore",
+                    "unlock" => b"cuCheckpointProcessUnlock",
+                    _ => {
+                        let mut state = -1;
+                        let code = call!(
+                            self.cuda(),
+                            b"cuCheckpointProcessGetState",
+                            (c_int, *mut c_int),
+                            pid,
+                            &raw mut state
+                        );
+                        return format!("{code} {state}");
+                    }
+                };
+                let mut args = [0u64; 8];
+                // SAFETY: all four have this signature.
+                unsafe {
+                    let f: Symbol<'_, unsafe extern "C" fn(c_int, *mut u64) -> c_int> = self.cuda().get(step).unwrap();
+                    f(pid, args.as_mut_ptr()).to_string()
+                }
+            }
+            // Writes a pattern to the last block, or reads the first word of it.
+            "write" => {
+                let address = *self.blocks.last().unwrap();
+                call!(
+                    self.cuda(),
+                    b"cuMemsetD32_v2",
+                    (u64, c_uint, usize),
+                    address,
+                    number(1) as c_uint,
+                    1024
+                )
+                .to_string()
+            }
+            "read" => {
+                let address = *self.blocks.last().unwrap();
+                let mut word = 0u32;
+                let code = call!(
+                    self.cuda(),
+                    b"cuMemcpyDtoH_v2",
+                    (*mut u32, u64, usize),
+                    &raw mut word,
+                    address,
+                    4
+                );
+                format!("{code} {word}")
+            }
+            // Multiprocessors of device 0.
+            "sms" => {
+                let mut n = 0;
+                call!(
+                    self.cuda(),
+                    b"cuDeviceGetAttribute",
+                    (*mut c_int, c_int, c_int),
+                    &raw mut n,
+                    16,
+                    0
+                );
+                n.to_string()
+            }
+            // Processes of card 0 in the lists of computing and of multi-process clients.
+            "lists" => {
+                let mut device = 0u64;
+                call!(
+                    self.nvml(),
+                    b"nvmlDeviceGetHandleByIndex_v2",
+                    (c_uint, *mut u64),
+                    0,
+                    &raw mut device
+                );
+                let mut list = [[0u64; 3]; 64];
+                let (mut a, mut b): (c_uint, c_uint) = (64, 64);
+                call!(
+                    self.nvml(),
+                    b"nvmlDeviceGetMPSComputeRunningProcesses_v3",
+                    (u64, *mut c_uint, *mut [u64; 3]),
+                    device,
+                    &raw mut b,
+                    list.as_mut_ptr()
+                );
+                call!(
+                    self.nvml(),
+                    b"nvmlDeviceGetComputeRunningProcesses_v3",
+                    (u64, *mut c_uint, *mut [u64; 3]),
+                    device,
+                    &raw mut a,
+                    list.as_mut_ptr()
+                );
+                format!("{a} {b} {}", list[0][0] & 0xffff_ffff)
             }
             // Whether a name is exported.
             "has" => {

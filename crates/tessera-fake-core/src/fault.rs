@@ -45,6 +45,25 @@ pub struct XidEvent {
     pub data: u32,
 }
 
+/// Things that management libraries of real machines have been seen to do, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Odd(pub u32);
+
+impl Odd {
+    /// Every process is listed with pid 0.
+    pub const ZERO_PID: Self = Self(1);
+    /// Every process is listed with the pid of the machine's first process: a pid that was used again.
+    pub const REUSED_PID: Self = Self(2);
+    /// Samples have time stamps that go back.
+    pub const TIME_BACK: Self = Self(4);
+
+    /// Whether all of `other` is set.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 fn words(name: &str) -> [u64; 8] {
     let mut bytes = [0u8; 64];
     let len = name.len().min(63);
@@ -117,6 +136,25 @@ impl Machine {
     /// Makes every management call fail with this code; 0 ends it.
     pub fn set_nvml_fault(&self, code: i32) {
         self.state().nvml_fault.store(code, SeqCst);
+    }
+
+    /// Makes the management library odd; nothing ends it.
+    pub fn set_odd(&self, odd: Odd) {
+        self.state().odd.store(odd.0, SeqCst);
+    }
+
+    /// How the management library is odd.
+    #[must_use]
+    pub fn odd(&self) -> Odd {
+        Odd(self.state().odd.load(SeqCst))
+    }
+
+    pub(crate) fn odd_pid(&self, pid: u32) -> u32 {
+        match self.odd() {
+            odd if odd.contains(Odd::ZERO_PID) => 0,
+            odd if odd.contains(Odd::REUSED_PID) => 1,
+            _ => pid,
+        }
     }
 
     /// Takes a card off the bus or puts it back.
@@ -221,6 +259,7 @@ impl Machine {
     pub fn reset_faults(&self) {
         let state = self.state();
         self.set_nvml_fault(0);
+        self.set_odd(Odd::default());
         for rule in &state.faults {
             rule.state.store(0, SeqCst);
         }

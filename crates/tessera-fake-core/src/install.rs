@@ -147,6 +147,13 @@ pub fn install(text: &str, root: &Path, libraries: Option<&Path>, force: bool) -
     }
     head.descs[..built.descs.len()].copy_from_slice(&built.descs);
     head.topology = built.topology;
+    head.clock_base = crate::clock::monotonic_ns();
+    let (clock_mode, clock_scale) = spec.clock.words();
+    head.clock_scale = clock_scale;
+    head.launch_ns = spec.clock.launch_ns();
+    head.link_bytes_us = spec.link_gb_s * 1000;
+    head.mps = u32::from(spec.mps);
+    head.limits_answer = spec.limits_answer();
     // SAFETY: `head` is plain numbers without invalid values; the padding of `repr(C)` was zeroed.
     let bytes =
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(&*head).cast::<u8>(), std::mem::size_of::<Head>()) };
@@ -155,6 +162,7 @@ pub fn install(text: &str, root: &Path, libraries: Option<&Path>, force: bool) -
     drop(file);
     fs::rename(&fresh, &control).map_err(at(&control))?;
     let machine = Machine::at(root)?;
+    machine.start_clock(clock_mode);
     for (card, desc) in built.descs.iter().enumerate() {
         machine.card_state(card).mig_on.store(desc.mig_at_start, SeqCst);
     }
@@ -234,11 +242,18 @@ struct Head {
     without: [u64; crate::layout::MAX_WITHOUT],
     descs: [crate::layout::CardDesc; crate::layout::MAX_CARDS],
     topology: [[u8; crate::layout::MAX_CARDS]; crate::layout::MAX_CARDS],
+    clock_base: u64,
+    clock_scale: u64,
+    launch_ns: u64,
+    link_bytes_us: u64,
+    mps: u32,
+    limits_answer: i32,
 }
 
 const _: () = {
     assert!(std::mem::offset_of!(Head, descs) == std::mem::offset_of!(State, descs));
     assert!(std::mem::offset_of!(Head, topology) == std::mem::offset_of!(State, topology));
+    assert!(std::mem::offset_of!(Head, limits_answer) == std::mem::offset_of!(State, limits_answer));
     assert!(std::mem::size_of::<Head>() <= std::mem::offset_of!(State, clock_mode));
 };
 

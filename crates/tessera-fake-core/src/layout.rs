@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 /// First eight bytes of the file.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"TSRASIM\0");
 /// Version of this layout; a library refuses a file of another version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// Most cards of one machine.
 pub const MAX_CARDS: usize = 16;
 /// Most GPU instances of one card.
@@ -30,6 +30,13 @@ pub(crate) const MAX_FAULTS: usize = 16;
 pub(crate) const MAX_WITHOUT: usize = 64;
 /// Events that are kept for waiters.
 pub(crate) const MAX_EVENTS: usize = 256;
+
+/// Memory limits of control groups that may stand at once.
+pub(crate) const MAX_LIMITS: usize = 256;
+/// Control groups of one process that are remembered: its own in every hierarchy, and their parents.
+pub(crate) const MAX_GROUPS: usize = 24;
+/// Kinds of broken rules that the machine counts.
+pub(crate) const FLAWS: usize = 4;
 
 /// One pool of device memory: a whole card or one GPU instance of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,6 +190,8 @@ pub(crate) struct SlotCard {
     pub(crate) work_ns: AtomicU64,
     pub(crate) launches: AtomicU64,
     pub(crate) blocks: AtomicU64,
+    /// Units that were taken off the card by a checkpoint, plus one; 0 while there is none.
+    pub(crate) parked: AtomicU64,
     pub(crate) ring: [AtomicU64; RING],
 }
 
@@ -194,7 +203,16 @@ pub(crate) struct Slot {
     pub(crate) state: AtomicU64,
     /// Pid in the process's own namespace.
     pub(crate) pid: AtomicI32,
-    pub(crate) pad: AtomicU32,
+    /// State of a checkpoint, as the driver numbers it.
+    pub(crate) checkpoint: AtomicU32,
+    /// Earliest time that one of its threads waits for; 0 while none waits.
+    pub(crate) waits_for: AtomicU64,
+    /// Calls of the driver so far, counted while the clock is virtual.
+    pub(crate) calls: AtomicU64,
+    /// Calls under way.
+    pub(crate) inside: AtomicU64,
+    /// Control groups that it lives in, 0 for none.
+    pub(crate) groups: [AtomicU64; MAX_GROUPS],
     pub(crate) cards: [SlotCard; MAX_CARDS],
 }
 
@@ -213,6 +231,21 @@ pub(crate) struct FaultRule {
     pub(crate) delay_us: AtomicU64,
     /// Name of the entry, eight bytes a word, zero-filled.
     pub(crate) name: [AtomicU64; 8],
+}
+
+/// A memory limit of one control group on one card.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct LimitRule {
+    /// 0 free, 1 being written, 2 in force.
+    pub(crate) state: AtomicU32,
+    pub(crate) card: AtomicU32,
+    /// Identity of the group.
+    pub(crate) group: AtomicU64,
+    pub(crate) soft: AtomicU64,
+    pub(crate) hard: AtomicU64,
+    /// Folder of the group as it was named, eight bytes a word, zero-filled.
+    pub(crate) path: [AtomicU64; 64],
 }
 
 /// One event. A reader takes it when `seq` is the number it looks for before and after.
@@ -247,8 +280,20 @@ pub(crate) struct State {
     pub(crate) descs: [CardDesc; MAX_CARDS],
     /// Common ancestor of two cards: 0, 10, 20, 30, 40, 50 as the management library counts.
     pub(crate) topology: [[u8; MAX_CARDS]; MAX_CARDS],
+    /// Real time in ns at which a scaled clock started.
+    pub(crate) clock_base: u64,
+    /// Speed of a scaled clock in thousandths.
+    pub(crate) clock_scale: u64,
+    /// Host time of one launch in ns, where the clock is virtual.
+    pub(crate) launch_ns: u64,
+    /// Bytes that the link to the host moves in a microsecond; 0 when copies take no time.
+    pub(crate) link_bytes_us: u64,
+    /// 1 while a multi-process server runs.
+    pub(crate) mps: u32,
+    /// What a call for memory limits answers; 0 where the driver has them.
+    pub(crate) limits_answer: i32,
 
-    /// 0: wall clock; 1: `clock_ns` is the time.
+    /// 0: wall clock; 1: `clock_ns` is the time; 2: scaled wall clock; 3: virtual.
     pub(crate) clock_mode: AtomicU32,
     /// Highest slot ever used, plus one.
     pub(crate) slots_high: AtomicU32,
@@ -259,7 +304,15 @@ pub(crate) struct State {
     pub(crate) event_next: AtomicU64,
     /// Word that waiters of events sleep on.
     pub(crate) event_bell: AtomicU32,
-    pub(crate) pad2: AtomicU32,
+    /// Oddities of the management library: see `Odd`.
+    pub(crate) odd: AtomicU32,
+    /// Limits in force.
+    pub(crate) limits_armed: AtomicU32,
+    /// Word that waiters of the virtual clock sleep on.
+    pub(crate) clock_bell: AtomicU32,
+    /// Broken rules by kind.
+    pub(crate) flaws: [AtomicU64; FLAWS],
+    pub(crate) limits: [LimitRule; MAX_LIMITS],
     pub(crate) faults: [FaultRule; MAX_FAULTS],
     pub(crate) events: [EventWord; MAX_EVENTS],
     /// Units in use (high 32), slot of the last change (12), number of it (20).

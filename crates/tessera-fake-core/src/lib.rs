@@ -10,12 +10,15 @@
 //! work, faults and events, and the libraries translate.
 #![allow(unsafe_code)] // the state is a shared mapping; reasons stand at each block
 
+mod checkpoint;
 mod clock;
 mod elf;
 mod fault;
+mod flaw;
 pub mod install;
 mod layout;
 mod ledger;
+mod limits;
 mod machine;
 pub mod mig;
 pub mod model;
@@ -24,12 +27,15 @@ mod process;
 mod uuid;
 mod work;
 
+pub use checkpoint::{Call, CheckpointError, CheckpointState};
 pub use clock::{SAMPLE_NS, real_us};
-pub use fault::{Fault, FaultError, XidEvent};
+pub use fault::{Fault, FaultError, Odd, XidEvent};
+pub use flaw::Flaw;
 pub use layout::{
     CardDesc, CardState, LAYOUT_VERSION, MAX_CARDS, MAX_INSTANCES, MAX_PROFILES, MAX_SLOTS, Pool, ProfileDesc, UNIT,
 };
 pub use ledger::Full;
+pub use limits::{LimitError, Limits, UNLIMITED};
 pub use machine::{Machine, OpenError};
 pub use process::{AttachError, Process, ProcessView};
 pub use uuid::{format_uuid, name_uuid, parse_uuid};

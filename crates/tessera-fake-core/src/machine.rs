@@ -188,6 +188,21 @@ impl Machine {
         self.state().kernel_us
     }
 
+    /// Whether a multi-process server runs.
+    #[must_use]
+    pub fn has_mps(&self) -> bool {
+        self.state().mps == 1
+    }
+
+    /// Time that the link to the host needs for so many bytes, in nanoseconds.
+    #[must_use]
+    pub fn link_ns(&self, bytes: u64) -> u64 {
+        match self.state().link_bytes_us {
+            0 => 0,
+            speed => bytes.saturating_mul(1000) / speed,
+        }
+    }
+
     /// Launches of one stream that may wait before a launch blocks.
     #[must_use]
     pub fn in_flight_max(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use tessera_fake_core::{Fault, Machine, Pool, format_uuid, install, mig};
+use tessera_fake_core::{Fault, Machine, Odd, Pool, format_uuid, install, mig};
 
 #[derive(Parser, Debug)]
 #[command(version, about = "Makes, shows, breaks and removes a simulated machine")]
@@ -96,6 +96,12 @@ enum FaultCommand {
         #[arg(long, default_value_t = 0)]
         delay_us: u64,
     },
+    /// Make the management library odd: `zero-pid`, `reused-pid`, `time-back`
+    Odd {
+        /// What it does, several in one call
+        #[arg(required = true, value_parser = ["zero-pid", "reused-pid", "time-back"])]
+        what: Vec<String>,
+    },
     /// Make every management call fail
     Nvml {
         /// Return code; 9 is "driver not loaded"
@@ -122,7 +128,11 @@ fn main() -> anyhow::Result<()> {
             let machine = Machine::at(&root)?;
             println!("{}: {} cards", root.display(), machine.cards());
         }
-        Command::Status { root } => status(&Machine::at(&root)?),
+        Command::Status { root } => {
+            let machine = Machine::at(&root)?;
+            status(&machine);
+            flaws(&machine);
+        }
         Command::Fault { root, what } => fault(&Machine::at(&root)?, what)?,
         Command::Reset { root } => Machine::at(&root)?.reset_faults(),
         Command::Uninstall { root, force } => install::uninstall(&root, force)?,
@@ -172,6 +182,12 @@ fn status(machine: &Machine) {
     }
 }
 
+fn flaws(machine: &Machine) {
+    for (flaw, count) in machine.flaws() {
+        println!("BROKEN RULE  {}: {count} times", flaw.text());
+    }
+}
+
 fn fault(machine: &Machine, what: FaultCommand) -> anyhow::Result<()> {
     let check = |card: usize| {
         if card < machine.cards() {
@@ -204,6 +220,14 @@ fn fault(machine: &Machine, what: FaultCommand) -> anyhow::Result<()> {
             code,
             delay_us,
         })?,
+        FaultCommand::Odd { what } => machine.set_odd(what.iter().fold(Odd::default(), |odd, word| {
+            Odd(odd.0
+                | match word.as_str() {
+                    "zero-pid" => Odd::ZERO_PID.0,
+                    "reused-pid" => Odd::REUSED_PID.0,
+                    _ => Odd::TIME_BACK.0,
+                })
+        })),
         FaultCommand::Nvml { code } => machine.set_nvml_fault(code),
     }
     Ok(())

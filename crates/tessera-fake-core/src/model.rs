@@ -66,6 +66,72 @@ pub struct MachineSpec {
     pub links: Vec<LinkSpec>,
     /// Entry points that the installed libraries shall lack.
     pub without: Vec<String>,
+    /// How time passes.
+    pub clock: ClockSpec,
+    /// Speed of the link between cards and host in GB/s; with 0 copies take no time.
+    pub link_gb_s: u64,
+    /// Whether a multi-process server runs: its variables then limit its clients.
+    pub mps: bool,
+    /// Whether the driver holds control groups to memory limits.
+    pub memory_limits: LimitsSpec,
+}
+
+/// How time passes on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum ClockSpec {
+    /// As everywhere.
+    #[default]
+    Wall,
+    /// Wall time, faster or slower by a factor.
+    Scaled(f64),
+    /// By events: time stands while a process computes and jumps when all wait.
+    Virtual {
+        /// Host time that one launch takes, in nanoseconds.
+        #[serde(default = "launch_ns")]
+        launch_ns: u64,
+    },
+}
+
+fn launch_ns() -> u64 {
+    5000
+}
+
+impl ClockSpec {
+    /// Mode and speed in thousandths.
+    pub(crate) fn words(self) -> (u32, u64) {
+        match self {
+            Self::Wall => (0, 1000),
+            // The range was checked.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            Self::Scaled(factor) => (2, (factor * 1000.0) as u64),
+            Self::Virtual { .. } => (3, 1000),
+        }
+    }
+
+    pub(crate) fn launch_ns(self) -> u64 {
+        match self {
+            Self::Virtual { launch_ns } => launch_ns,
+            _ => 0,
+        }
+    }
+}
+
+/// What the driver says to memory limits of control groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitsSpec {
+    /// As a driver of this version does: from branch 615 on it has them.
+    #[default]
+    Auto,
+    /// It has them.
+    Yes,
+    /// The device does not support them.
+    NotSupported,
+    /// Nobody may set them.
+    NoPermission,
+    /// The system's part is missing.
+    OperatingSystem,
 }
 
 impl Default for MachineSpec {
@@ -81,6 +147,10 @@ impl Default for MachineSpec {
             cards: Vec::new(),
             links: Vec::new(),
             without: Vec::new(),
+            clock: ClockSpec::Wall,
+            link_gb_s: 0,
+            mps: false,
+            memory_limits: LimitsSpec::Auto,
         }
     }
 }
@@ -230,6 +300,18 @@ impl MachineSpec {
         }
     }
 
+    /// Code that a call for memory limits gets; 0 where the driver has them.
+    pub(crate) fn limits_answer(&self) -> i32 {
+        let branch = self.driver.split('.').next().and_then(|b| b.parse::<u32>().ok());
+        match self.memory_limits {
+            LimitsSpec::Yes => 0,
+            LimitsSpec::Auto if branch.is_some_and(|b| b >= 615) => 0,
+            LimitsSpec::Auto | LimitsSpec::NotSupported => 3,
+            LimitsSpec::NoPermission => 4,
+            LimitsSpec::OperatingSystem => 17,
+        }
+    }
+
     pub(crate) fn build(&self) -> Result<Built, ModelError> {
         let (major, minor) = two_numbers(&self.cuda)
             .filter(|(a, b)| (11..100).contains(a) && *b < 10)
@@ -245,6 +327,14 @@ impl MachineSpec {
         }
         if self.in_flight == 0 {
             return Err(value("in_flight", "at least 1"));
+        }
+        if let ClockSpec::Scaled(factor) = self.clock
+            && !(0.001..=1000.0).contains(&factor)
+        {
+            return Err(value("clock", "a factor from 0.001 to 1000"));
+        }
+        if self.link_gb_s > 10_000 {
+            return Err(value("link_gb_s", "from 0 to 10000"));
         }
         let mut descs: Vec<CardDesc> = Vec::new();
         for (at, card) in self.cards.iter().enumerate() {

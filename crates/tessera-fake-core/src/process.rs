@@ -6,9 +6,11 @@
 //! description (`F_OFD_GETLK`): asked that way the system also reports the locks of the asking
 //! process, which a plain `F_GETLK` leaves out.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::layout::{MAX_SLOTS, POOLS_PER_CARD, Pool, State, UNIT};
+use crate::flaw::Flaw;
+use crate::layout::{MAX_CARDS, MAX_SLOTS, POOLS_PER_CARD, Pool, State, UNIT};
 use crate::ledger::{Full, units};
 use crate::machine::Machine;
 
@@ -43,6 +45,12 @@ pub struct ProcessView {
 pub struct Process {
     machine: &'static Machine,
     slot: usize,
+    /// Times that its threads wait for, where the clock is virtual.
+    waits: Mutex<Vec<u64>>,
+    /// Its own time, ahead of a virtual clock by the host time of its launches.
+    lead_ns: AtomicU64,
+    /// Most memory of each card by the multi-process server's variable; 0 for no limit.
+    pinned: [AtomicU64; MAX_CARDS],
 }
 
 fn record(kind: libc::c_int, slot: usize) -> libc::flock {
@@ -61,7 +69,7 @@ fn record(kind: libc::c_int, slot: usize) -> libc::flock {
 impl Machine {
     /// The pid that holds a slot: nothing when it is free, 0 when the owner is outside the
     /// caller's pid namespace.
-    fn owner(&self, slot: usize) -> Option<u32> {
+    pub(crate) fn owner(&self, slot: usize) -> Option<u32> {
         let mut lock = record(libc::F_WRLCK, slot);
         // SAFETY: `fd` stays open for the life of the process; `lock` is a valid record.
         let answer = unsafe { libc::fcntl(self.fd(), libc::F_OFD_GETLK, &raw mut lock) };
@@ -82,7 +90,7 @@ impl Machine {
         unsafe { libc::fcntl(self.fd(), libc::F_SETLK, &raw mut lock) == 0 }
     }
 
-    fn slots_high(&self) -> usize {
+    pub(crate) fn slots_high(&self) -> usize {
         (self.state().slots_high.load(SeqCst) as usize).min(MAX_SLOTS)
     }
 
@@ -155,7 +163,7 @@ impl Machine {
                 }
                 Some(0) => {}
                 Some(pid) => out.push(ProcessView {
-                    pid,
+                    pid: self.odd_pid(pid),
                     bytes: u64::from(held) * UNIT,
                     instance: (part.pool.load(SeqCst) as usize % POOLS_PER_CARD).checked_sub(1),
                     work_ns: part.work_ns.load(SeqCst),
@@ -203,7 +211,13 @@ impl Process {
                 let seen = word.load(SeqCst);
                 // The next generation, in use.
                 word.store((seen | 1) + 2, SeqCst);
-                return Ok(Self { machine, slot });
+                return Ok(Self {
+                    machine,
+                    slot,
+                    waits: Mutex::default(),
+                    lead_ns: AtomicU64::new(0),
+                    pinned: Default::default(),
+                });
             }
         }
         Err(AttachError)
@@ -211,6 +225,21 @@ impl Process {
 
     pub(crate) fn slot(&self) -> usize {
         self.slot
+    }
+
+    pub(crate) fn waits(&self) -> &Mutex<Vec<u64>> {
+        &self.waits
+    }
+
+    pub(crate) fn lead(&self) -> &AtomicU64 {
+        &self.lead_ns
+    }
+
+    /// Limits what this process takes of a card, as the multi-process server does by its variable.
+    pub fn limit_pinned(&self, card: usize, bytes: u64) {
+        if let Some(place) = self.pinned.get(card) {
+            place.store(bytes.max(1), SeqCst);
+        }
     }
 
     /// The machine that the process is registered with.
@@ -237,10 +266,22 @@ impl Process {
         let capacity = u32::try_from(self.machine.pool_bytes(pool) / UNIT).map_err(|_| Full)?;
         self.choose_pool(pool);
         let state = self.machine.state();
+        let pinned = self.pinned[pool.card].load(SeqCst);
+        if pinned != 0 && (u64::from(state.slot_units(self.slot, pool.card)) + u64::from(add)) * UNIT > pinned {
+            return Err(Full);
+        }
         state.charge(self.slot, pool, add, capacity).or_else(|Full| {
             self.machine.reap(pool.card);
             state.charge(self.slot, pool, add, capacity)
-        })
+        })?;
+        if state.pool_units(pool) > capacity {
+            self.machine.note_flaw(Flaw::TooMuchMemory);
+        }
+        if self.over_a_limit(pool.card) {
+            state.discharge(self.slot, pool, add);
+            return Err(Full);
+        }
+        Ok(())
     }
 
     /// Gives bytes back.
@@ -276,6 +317,13 @@ fn clear(state: &State, slot: usize, cards: usize) {
     let entry = &state.slots[slot];
     // SAFETY: getpid cannot fail.
     entry.pid.store(unsafe { libc::getpid() }, SeqCst);
+    entry.checkpoint.store(0, SeqCst);
+    entry.waits_for.store(0, SeqCst);
+    entry.calls.store(0, SeqCst);
+    entry.inside.store(0, SeqCst);
+    for group in &entry.groups {
+        group.store(0, SeqCst);
+    }
     for (card, part) in entry.cards.iter().enumerate().take(cards) {
         part.pool
             .store(u32::try_from(card * POOLS_PER_CARD).unwrap_or(0), SeqCst);
@@ -284,6 +332,7 @@ fn clear(state: &State, slot: usize, cards: usize) {
         part.work_ns.store(0, SeqCst);
         part.launches.store(0, SeqCst);
         part.blocks.store(0, SeqCst);
+        part.parked.store(0, SeqCst);
         for word in &part.ring {
             if word.load(SeqCst) != 0 {
                 word.store(0, SeqCst);

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::clock::SAMPLE_NS;
+use crate::fault::Odd;
+use crate::flaw::Flaw;
 use crate::layout::{RING, State};
 use crate::machine::Machine;
 use crate::process::Process;
@@ -118,13 +120,16 @@ impl Process {
     /// card (or instance) that has `sms_total`.
     pub fn run(&self, card: usize, ready_ns: u64, duration_ns: u64, sms: u32, sms_total: u32, blocks: u64) -> u64 {
         let state = self.machine().state();
-        let now = state.now_ns();
+        let now = state.now_ns().max(self.lead().load(SeqCst));
         let total = u64::from(sms_total.max(1));
         let used = u64::from(sms).clamp(1, total);
         let share =
             u64::try_from(u128::from(duration_ns) * u128::from(used) / u128::from(total)).unwrap_or(duration_ns);
         let start = state.occupy(card, ready_ns.max(now), share);
         let mine = &state.slots[self.slot()].cards[card];
+        if mine.parked.load(SeqCst) != 0 {
+            self.machine().note_flaw(Flaw::WorkWhileParked);
+        }
         if share > 0 {
             spread(&state.cards[card].ring, start, start + share);
             spread(&mine.ring, start, start + share);
@@ -150,14 +155,23 @@ impl Machine {
     #[must_use]
     pub fn samples(&self, card: usize, since_us: u64) -> Vec<Sample> {
         let now = self.now_ns();
-        let offset = crate::clock::real_us();
+        // Stamps are wall time; a machine with a time of its own has its own wall.
+        let offset = if self.keeps_wall_time() {
+            crate::clock::real_us()
+        } else {
+            now / 1000
+        };
         let last = (now / SAMPLE_NS).saturating_sub(1);
         let mut out = Vec::new();
         for view in self.processes(card) {
             let ring = &self.state().slots[view.slot].cards[card].ring;
             for bucket in (last.saturating_sub(RING as u64 / 2)..=last).rev() {
                 let age_us = (now - ((bucket + 1) * SAMPLE_NS).min(now)) / 1000;
-                let stamp_us = offset.saturating_sub(age_us);
+                let mut stamp_us = offset.saturating_sub(age_us);
+                if self.odd().contains(Odd::TIME_BACK) {
+                    // Every second one is behind the one before it.
+                    stamp_us = stamp_us.saturating_sub((bucket % 2) * SAMPLE_NS * 3 / 1000);
+                }
                 if stamp_us <= since_us {
                     break;
                 }
@@ -172,6 +186,11 @@ impl Machine {
             }
         }
         out
+    }
+
+    /// Whether its time is the system's.
+    fn keeps_wall_time(&self) -> bool {
+        self.state().clock_mode.load(SeqCst) == crate::clock::WALL
     }
 
     /// Time of the machine in nanoseconds.

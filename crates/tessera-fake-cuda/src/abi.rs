@@ -44,6 +44,7 @@ pub(crate) fn guard(name: &'static str, body: impl FnOnce() -> R) -> c_int {
         if let Some(code) = crate::state::struck(name) {
             return code;
         }
+        let _call = crate::state::enter(name);
         body().err().unwrap_or(0)
     }))
     .unwrap_or(UNKNOWN)

@@ -5,7 +5,7 @@ use std::ffi::{c_uchar, c_uint, c_ushort};
 use crate::abi::{INVALID_HANDLE, INVALID_VALUE, R, Res, get};
 use crate::capture;
 use crate::graph::NodeKind;
-use crate::state::{self, Driver, Inner};
+use crate::state::{self, Driver, Inner, Kind};
 use crate::stream;
 
 /// Bytes of one call that are really moved.
@@ -69,6 +69,18 @@ pub(crate) fn check(inner: &Inner, address: u64, len: u64) -> R {
     Ok(())
 }
 
+/// Whether an address is memory of a card.
+fn on_card(inner: &Inner, address: u64) -> bool {
+    match inner.find(address) {
+        Some((_, alloc)) => !matches!(alloc.kind, Kind::Host(_) | Kind::Registered(_)),
+        None => inner
+            .mappings
+            .range(..=address)
+            .next_back()
+            .is_some_and(|(at, m)| address < at + m.size),
+    }
+}
+
 fn span(side: &Side, size: [u64; 3]) -> Res<u64> {
     if size.contains(&0) {
         return Ok(0);
@@ -83,6 +95,20 @@ fn span(side: &Side, size: [u64; 3]) -> Res<u64> {
 }
 
 impl Operation {
+    /// Bytes that cross the link to the host.
+    fn crossing(&self, inner: &Inner) -> u64 {
+        let (to, from, bytes) = match self {
+            Self::Linear { to, from, len } => (*to, *from, *len),
+            Self::Block { to, from, size } => (to.base, from.base, size.iter().product()),
+            Self::Fill { .. } => return 0,
+        };
+        if on_card(inner, to) && on_card(inner, from) {
+            0
+        } else {
+            bytes
+        }
+    }
+
     /// Whether all its addresses are good.
     pub(crate) fn check(&self, inner: &Inner) -> R {
         match self {
@@ -190,7 +216,14 @@ fn submit(operation: Operation, stream: Option<u64>, pt: bool) -> R {
         if capture::active(inner, handle)? {
             return capture::record(inner, handle, NodeKind::Copy { operation }).map(|_| ());
         }
-        stream::mark(inner, handle)
+        let time = driver.machine.link_ns(operation.crossing(inner));
+        let mut here = stream::mark(inner, handle);
+        if time > 0 {
+            // The link is not the card's SMs: a copy takes its stream's time and nothing of theirs.
+            here.time = here.time.max(driver.machine.now_ns()) + time;
+            stream::advance(inner, handle, here.time);
+        }
+        here
     };
     if stream.is_none() {
         here.wait(driver);

@@ -97,13 +97,19 @@ api! {
     }
     fn cuEventQuery(event: u64) {
         let driver = state::driver()?;
-        let inner = driver.lock();
-        let entry = inner.events.get(&event).ok_or(INVALID_HANDLE)?;
-        if entry.captured.is_some() {
-            return Err(CAPTURE_UNSUPPORTED);
-        }
-        match &entry.point {
-            Some(point) if !point.reached(driver) => Err(NOT_READY),
+        let point = {
+            let inner = driver.lock();
+            let entry = inner.events.get(&event).ok_or(INVALID_HANDLE)?;
+            if entry.captured.is_some() {
+                return Err(CAPTURE_UNSUPPORTED);
+            }
+            entry.point.clone()
+        };
+        match point {
+            Some(point) if !point.reached(driver) => {
+                driver.process.polled(point.time);
+                Err(NOT_READY)
+            }
             _ => Ok(()),
         }
     }

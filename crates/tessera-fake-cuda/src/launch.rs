@@ -52,6 +52,7 @@ pub(crate) fn cost(inner: &Inner, function: u64, shape: Shape, sms: u32) -> Res<
 }
 
 fn start(driver: &Driver, function: u64, shape: Shape, handle: u64, pt: bool, whole: bool) -> R {
+    driver.process.launch_time();
     let wait = {
         let inner = &mut *driver.lock();
         let stream = stream::resolve(driver, inner, handle, pt)?;

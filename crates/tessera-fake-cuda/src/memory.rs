@@ -45,7 +45,12 @@ pub(crate) fn free(driver: &Driver, inner: &mut Inner, address: u64) -> R {
             driver.release(inner, address);
             Ok(())
         }
-        _ => Err(INVALID_VALUE),
+        found => {
+            if found.is_none() {
+                driver.machine.note_flaw(tessera_fake_core::Flaw::UnknownPointer);
+            }
+            Err(INVALID_VALUE)
+        }
     }
 }
 
@@ -275,7 +280,8 @@ api! {
     fn cuPointerSetAttribute(value: *const c_void, number: c_int, address: u64) {
         let driver = state::driver()?;
         let inner = driver.lock();
-        if value.is_null() || number != 6 || inner.find(address).is_none() {
+        let mapped = || inner.mappings.range(..=address).next_back().is_some_and(|(at, m)| address < at + m.size);
+        if value.is_null() || number != 6 || (inner.find(address).is_none() && !mapped()) {
             return Err(INVALID_VALUE);
         }
         Ok(())

@@ -27,7 +27,10 @@ pub(crate) struct Device {
     pub(crate) pool: Pool,
     pub(crate) uuid: [u8; 16],
     pub(crate) name: String,
+    /// SMs that this process may use of it.
     pub(crate) sms: u32,
+    /// SMs that it has.
+    pub(crate) sms_total: u32,
     pub(crate) is_partition: bool,
 }
 
@@ -162,6 +165,19 @@ pub(crate) fn struck(name: &str) -> Option<c_int> {
     machine()?.struck(name)
 }
 
+/// Begins a call, which waits while the process is locked for a checkpoint. The calls that lock
+/// and unlock are left out: a process may ask them of itself.
+pub(crate) fn enter(name: &str) -> Option<tessera_fake_core::Call<'static>> {
+    if FORKED.load(SeqCst) || name.starts_with("cuCheckpoint") {
+        return None;
+    }
+    let driver = DRIVER.get()?;
+    if driver.machine.is_virtual() {
+        driver.process.tick();
+    }
+    Some(driver.process.enter())
+}
+
 extern "C" fn after_fork_in_child() {
     // A child of an initialised process has no driver, as with the real one. It also does not
     // own the record lock: that stays the parent's.
@@ -181,7 +197,7 @@ pub(crate) fn init() -> R {
         return Ok(());
     }
     let machine = machine().ok_or(NO_DEVICE)?;
-    let devices = devices(machine);
+    let mut devices = devices(machine);
     if devices.is_empty() {
         return Err(NO_DEVICE);
     }
@@ -193,6 +209,9 @@ pub(crate) fn init() -> R {
     }
     for device in &devices {
         process.choose_pool(device.pool);
+    }
+    if machine.has_mps() {
+        crate::mps::limit(&mut devices, &process);
     }
     let mut inner = Inner::new(devices.len());
     for device in 0..devices.len() {
@@ -238,6 +257,7 @@ fn devices(machine: &'static Machine) -> Vec<Device> {
             uuid: d.uuid,
             name: d.name().to_owned(),
             sms: d.sms,
+            sms_total: d.sms,
             is_partition: false,
         }
     };
@@ -246,6 +266,7 @@ fn devices(machine: &'static Machine) -> Vec<Device> {
             .into_iter()
             .map(|(instance, compute)| {
                 let slices = mig::slices_of(compute.number).unwrap_or(1);
+                let sms = (instance.profile.sms * slices / instance.profile.slices.max(1)).max(1);
                 Device {
                     card,
                     pool: Pool {
@@ -254,7 +275,8 @@ fn devices(machine: &'static Machine) -> Vec<Device> {
                     },
                     uuid: mig::device_uuid(machine, card, instance.id, compute.id),
                     name: format!("{} MIG {}", machine.card(card).name(), instance.profile.name()),
-                    sms: (instance.profile.sms * slices / instance.profile.slices.max(1)).max(1),
+                    sms,
+                    sms_total: sms,
                     is_partition: true,
                 }
             })

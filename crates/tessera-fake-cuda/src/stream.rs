@@ -212,13 +212,16 @@ pub(crate) fn kernel(
     blocks: u64,
 ) -> Res<Option<u64>> {
     let context = inner.streams.get(&handle).ok_or(INVALID_HANDLE)?.context;
-    let device = inner.contexts.get(&context).ok_or(INVALID_CONTEXT)?.device;
+    let Some(device) = inner.contexts.get(&context).map(|c| c.device) else {
+        driver.machine.note_flaw(tessera_fake_core::Flaw::LaunchWithoutContext);
+        return Err(INVALID_CONTEXT);
+    };
     driver.present(device)?;
     let ready = earliest(inner, handle);
     let device = &driver.devices[device];
     let end = driver
         .process
-        .run(device.card, ready, duration_ns, sms, device.sms, blocks);
+        .run(device.card, ready, duration_ns, sms, device.sms_total, blocks);
     let now = driver.machine.now_ns();
     let most = driver.machine.in_flight_max() as usize;
     let stream = inner.streams.get_mut(&handle).ok_or(INVALID_HANDLE)?;
@@ -456,7 +459,11 @@ api! {
             }
             mark(inner, stream)
         };
-        if here.reached(driver) { Ok(()) } else { Err(NOT_READY) }
+        if here.reached(driver) {
+            return Ok(());
+        }
+        driver.process.polled(here.time);
+        Err(NOT_READY)
     }
     fn cuStreamGetFlags(handle: u64, out: *mut c_uint) also cuStreamGetFlags_ptsz {
         put(out, look(handle, PT, |s, _| s.flags)?)

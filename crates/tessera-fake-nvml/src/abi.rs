@@ -12,6 +12,7 @@ pub(crate) const INSUFFICIENT_SIZE: c_int = 7;
 pub(crate) const DRIVER_NOT_LOADED: c_int = 9;
 pub(crate) const TIMEOUT: c_int = 10;
 pub(crate) const GPU_IS_LOST: c_int = 15;
+pub(crate) const OPERATING_SYSTEM: c_int = 17;
 pub(crate) const IN_USE: c_int = 19;
 pub(crate) const INSUFFICIENT_RESOURCES: c_int = 23;
 pub(crate) const VERSION_MISMATCH: c_int = 25;

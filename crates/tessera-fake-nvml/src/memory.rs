@@ -1,8 +1,14 @@
 //! Memory of cards and partitions.
 
-use tessera_fake_core::{Pool, mig};
+use std::ffi::{c_char, c_int};
+use std::path::PathBuf;
 
-use crate::abi::{NOT_SUPPORTED, Res, VERSION_MISMATCH, get, put, version};
+use tessera_fake_core::{LimitError, Pool, mig};
+
+use crate::abi::{
+    INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, NO_PERMISSION, NOT_FOUND, NOT_SUPPORTED, OPERATING_SYSTEM, Res,
+    VERSION_MISMATCH, get, put, text, version,
+};
 use crate::state::Device;
 
 /// Total, reserved, and used by processes, in bytes.
@@ -20,6 +26,36 @@ fn figures(device: &Device) -> Res<(u64, u64, u64)> {
         });
     }
     Ok((desc.memory_bytes, desc.reserved_bytes, used))
+}
+
+/// A card whose driver holds control groups to limits.
+fn limited(handle: u64) -> Res<Device> {
+    let device = Device::of(handle)?;
+    if device.part.is_some() || device.partitioned() {
+        return Err(NOT_SUPPORTED);
+    }
+    match device.machine.limits_answer() {
+        0 => Ok(device),
+        code => Err(code),
+    }
+}
+
+/// The folder that the first word of the argument points to.
+///
+/// # Safety
+/// The word is 0 or points to a zero-terminated string.
+unsafe fn folder(word: u64) -> Res<PathBuf> {
+    // SAFETY: by the caller's word.
+    unsafe { text(word as *const c_char) }.map(PathBuf::from)
+}
+
+fn code(error: LimitError) -> c_int {
+    match error {
+        LimitError::Group => OPERATING_SYSTEM,
+        LimitError::Values => INVALID_ARGUMENT,
+        LimitError::NotFound => NOT_FOUND,
+        LimitError::Full => INSUFFICIENT_RESOURCES,
+    }
 }
 
 api! {
@@ -46,12 +82,19 @@ api! {
     fn nvmlDeviceGetMemoryBusWidth(device: u64, out: *mut u32) {
         put(out, Device::whole(device)?.desc().bus_width)
     }
-    fn nvmlDeviceGetMemoryLimits_v1(device: u64, limits: *mut u64) {
-        let _ = (Device::of(device)?, limits);
-        Err(NOT_SUPPORTED)
+    fn nvmlDeviceGetMemoryLimits_v1(device: u64, limits: *mut [u64; 4]) {
+        let device = limited(device)?;
+        let folder = folder(get(limits)?[0])?;
+        let found = device.machine.limits(device.card, &folder).map_err(code)?;
+        put(limits.cast::<u64>().add(1).cast(), [found.soft, found.hard, found.used])
     }
-    fn nvmlDeviceSetMemoryLimits_v1(device: u64, limits: *mut u64) {
-        let _ = (Device::of(device)?, limits);
-        Err(NOT_SUPPORTED)
+    fn nvmlDeviceSetMemoryLimits_v1(device: u64, limits: *mut [u64; 3]) {
+        let device = limited(device)?;
+        let [name, soft, hard] = get(limits)?;
+        // SAFETY: no arguments.
+        if libc::geteuid() != 0 {
+            return Err(NO_PERMISSION);
+        }
+        device.machine.set_limits(device.card, &folder(name)?, soft, hard).map_err(code)
     }
 }

@@ -58,8 +58,18 @@ struct UtilizationInfo {
     pad: u32,
 }
 
-fn entries(device: u64) -> Res<Vec<EntryV2>> {
+/// Which list of a card is asked for: while a multi-process server runs, its clients are in a list of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum List {
+    Compute,
+    Mps,
+}
+
+fn entries(device: u64, list: List) -> Res<Vec<EntryV2>> {
     let device = Device::of(device)?;
+    if device.machine.has_mps() != (list == List::Mps) {
+        return Ok(Vec::new());
+    }
     Ok(device
         .machine
         .processes(device.card)
@@ -81,8 +91,8 @@ fn entries(device: u64) -> Res<Vec<EntryV2>> {
         .collect())
 }
 
-unsafe fn first_form(device: u64, count: *mut c_uint, out: *mut EntryV1) -> R {
-    let all: Vec<EntryV1> = entries(device)?
+unsafe fn first_form(device: u64, count: *mut c_uint, out: *mut EntryV1, list: List) -> R {
+    let all: Vec<EntryV1> = entries(device, list)?
         .into_iter()
         .map(|e| EntryV1 {
             pid: e.pid,
@@ -101,15 +111,15 @@ unsafe fn none<T: Copy>(device: u64, count: *mut c_uint, out: *mut T) -> R {
 }
 
 api! {
-    fn nvmlDeviceGetComputeRunningProcesses(device: u64, count: *mut c_uint, out: *mut EntryV1) { first_form(device, count, out) }
-    fn nvmlDeviceGetComputeRunningProcesses_v2(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device)?) }
-    fn nvmlDeviceGetComputeRunningProcesses_v3(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device)?) }
+    fn nvmlDeviceGetComputeRunningProcesses(device: u64, count: *mut c_uint, out: *mut EntryV1) { first_form(device, count, out, List::Compute) }
+    fn nvmlDeviceGetComputeRunningProcesses_v2(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device, List::Compute)?) }
+    fn nvmlDeviceGetComputeRunningProcesses_v3(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device, List::Compute)?) }
     fn nvmlDeviceGetGraphicsRunningProcesses(device: u64, count: *mut c_uint, out: *mut EntryV1) { none(device, count, out) }
     fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: u64, count: *mut c_uint, out: *mut EntryV2) { none(device, count, out) }
     fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: u64, count: *mut c_uint, out: *mut EntryV2) { none(device, count, out) }
-    fn nvmlDeviceGetMPSComputeRunningProcesses(device: u64, count: *mut c_uint, out: *mut EntryV1) { none(device, count, out) }
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v2(device: u64, count: *mut c_uint, out: *mut EntryV2) { none(device, count, out) }
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: u64, count: *mut c_uint, out: *mut EntryV2) { none(device, count, out) }
+    fn nvmlDeviceGetMPSComputeRunningProcesses(device: u64, count: *mut c_uint, out: *mut EntryV1) { first_form(device, count, out, List::Mps) }
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v2(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device, List::Mps)?) }
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: u64, count: *mut c_uint, out: *mut EntryV2) { put_list(out, count, &entries(device, List::Mps)?) }
     fn nvmlDeviceGetProcessUtilization(device: u64, out: *mut UtilizationSample, count: *mut c_uint, since: u64) {
         let device = Device::whole(device)?;
         if device.partitioned() {

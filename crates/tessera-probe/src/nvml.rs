@@ -36,6 +36,12 @@ impl Code {
     pub const UNINITIALIZED: Self = Self(1);
     /// The card or the driver has no such figure.
     pub const NOT_SUPPORTED: Self = Self(3);
+    /// The caller may not do it.
+    pub const NO_PERMISSION: Self = Self(4);
+    /// Nothing of that name, or nothing set.
+    pub const NOT_FOUND: Self = Self(6);
+    /// The operating system's part is missing.
+    pub const OPERATING_SYSTEM: Self = Self(17);
     /// The buffer was too small.
     pub const INSUFFICIENT_SIZE: Self = Self(7);
     /// The kernel module is missing.
@@ -182,6 +188,30 @@ struct MemoryV2 {
     used: u64,
 }
 
+/// The argument of both calls for limits; setting them does not look at the last word.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MemoryLimits {
+    group: *const c_char,
+    soft: u64,
+    hard: u64,
+    used: u64,
+}
+
+/// What the driver holds one control group to on one card, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupMemory {
+    /// Guaranteed before others are.
+    pub soft: u64,
+    /// Not exceeded; [`NO_LIMIT`] for none.
+    pub hard: u64,
+    /// In use by the processes of the group.
+    pub used: u64,
+}
+
+/// Hard limit that means none.
+pub const NO_LIMIT: u64 = u64::MAX;
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct EventData {
@@ -297,6 +327,8 @@ table! {
     set_free = b"nvmlEventSetFree" (Handle);
     set_wait = b"nvmlEventSetWait_v2" (Handle, *mut EventData, c_uint);
     supported_events = b"nvmlDeviceGetSupportedEventTypes" (Handle, *mut u64);
+    get_limits = b"nvmlDeviceGetMemoryLimits_v1" (Handle, *mut MemoryLimits);
+    set_limits = b"nvmlDeviceSetMemoryLimits_v1" (Handle, *mut MemoryLimits);
     register_events = b"nvmlDeviceRegisterEvents" (Handle, u64, Handle);
 }
 
@@ -336,6 +368,19 @@ fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
             _ => Err(error),
         },
     }
+}
+
+/// The argument for a group, and the text that it points to.
+fn limits(call: &'static str, folder: &Path) -> Result<(std::ffi::CString, MemoryLimits), NvmlError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = std::ffi::CString::new(folder.as_os_str().as_bytes()).map_err(|_| NvmlError::Text { call })?;
+    let limits = MemoryLimits {
+        group: name.as_ptr(),
+        soft: 0,
+        hard: 0,
+        used: 0,
+    };
+    Ok((name, limits))
 }
 
 /// A card with its handle, or why it cannot be named.
@@ -654,6 +699,61 @@ impl Nvml {
             "nvmlDeviceGetHandleByUUID"
         )?;
         Ok(Device(handle))
+    }
+
+    /// Bytes of a card that nobody uses.
+    ///
+    /// # Errors
+    /// The driver's word.
+    pub fn free_bytes(&self, device: Device) -> Result<u64, NvmlError> {
+        let mut memory = Memory::default();
+        call!(self.memory(device.0, &raw mut memory), "nvmlDeviceGetMemoryInfo")?;
+        Ok(memory.free)
+    }
+
+    /// All memory of a card in bytes.
+    ///
+    /// # Errors
+    /// The driver's word.
+    pub fn total_bytes(&self, device: Device) -> Result<u64, NvmlError> {
+        let mut memory = Memory::default();
+        call!(self.memory(device.0, &raw mut memory), "nvmlDeviceGetMemoryInfo")?;
+        Ok(memory.total)
+    }
+
+    /// What the driver holds the control group at `folder` to; nothing when no limit is set there.
+    ///
+    /// # Errors
+    /// The driver's word: drivers before branch 615 and some systems have no such limits.
+    pub fn group_memory(&self, device: Device, folder: &Path) -> Result<Option<GroupMemory>, NvmlError> {
+        const CALL: &str = "nvmlDeviceGetMemoryLimits_v1";
+        let (_name, mut limits) = limits(CALL, folder)?;
+        match call!(
+            self.get_limits(device.0, &raw mut limits),
+            "nvmlDeviceGetMemoryLimits_v1"
+        ) {
+            Ok(()) => Ok(Some(GroupMemory {
+                soft: limits.soft,
+                hard: limits.hard,
+                used: limits.used,
+            })),
+            Err(error) if error.call().is_some_and(|(_, code)| code == Code::NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Holds the control group at `folder` to `hard` bytes of a card, of which `soft` are guaranteed; soft 0 and hard
+    /// [`NO_LIMIT`] end it.
+    ///
+    /// # Errors
+    /// The driver's word.
+    pub fn hold_group(&self, device: Device, folder: &Path, soft: u64, hard: u64) -> Result<(), NvmlError> {
+        let (_name, mut limits) = limits("nvmlDeviceSetMemoryLimits_v1", folder)?;
+        (limits.soft, limits.hard) = (soft, hard);
+        call!(
+            self.set_limits(device.0, &raw mut limits),
+            "nvmlDeviceSetMemoryLimits_v1"
+        )
     }
 
     /// Pair scores of the cards.

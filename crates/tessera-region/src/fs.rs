@@ -93,6 +93,20 @@ impl GrantDir {
         self.read_only().join(VERDICT_FILE)
     }
 
+    /// The page of orders to move memory; there only with a card whose memory may be moved.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn swap_order_file(&self) -> PathBuf {
+        self.read_only().join(crate::SWAP_ORDER_FILE)
+    }
+
+    /// The page of reports about moved memory.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn swap_report_file(&self) -> PathBuf {
+        self.read_write().join(crate::SWAP_REPORT_FILE)
+    }
+
     /// The account file.
     #[must_use]
     pub fn account_file(&self) -> PathBuf {
@@ -125,7 +139,29 @@ fn build(dir: &GrantDir, grant: &Grant) -> Result<(), FsError> {
     make_dir(&dir.read_write(), 0o755)?;
     write_new(&dir.grant_file(), &grant.encode(), 0o444)?;
     write_new(&dir.verdict_file(), &Verdict::fresh(grant.generation), 0o644)?;
+    #[cfg(not(loom))]
+    if grant
+        .cards()
+        .iter()
+        .any(|card| card.flags.contains(crate::CardFlags::SWAP))
+    {
+        write_swap_pages(dir)?;
+    }
     write_account(&dir.account_file())
+}
+
+/// The pages of a container whose memory may be moved.
+#[cfg(not(loom))]
+fn write_swap_pages(dir: &GrantDir) -> Result<(), FsError> {
+    let size = |file: File, path: &Path, size: usize| {
+        file.set_len(u64::try_from(size).unwrap_or(u64::MAX))
+            .map_err(io_error("sizing", path))
+    };
+    let (order, report) = (dir.swap_order_file(), dir.swap_report_file());
+    let file = write_new(&order, &crate::swap::fresh_head(crate::SWAP_ORDER_MAGIC), 0o644)?;
+    size(file, &order, crate::SWAP_ORDER_SIZE)?;
+    let file = write_new(&report, &crate::swap::fresh_head(crate::SWAP_REPORT_MAGIC), 0o666)?;
+    size(file, &report, crate::SWAP_REPORT_SIZE)
 }
 
 /// Reads a grant.

@@ -203,7 +203,10 @@ impl CardFlags {
     /// Count and show, but never refuse.
     pub const OBSERVE: Self = Self(1 << 5);
 
-    const ALL: u32 = (1 << 6) - 1;
+    /// The driver itself holds the pod to its memory; the library's answer is then only the earlier one.
+    pub const DRIVER_HELD: Self = Self(1 << 8);
+
+    const ALL: u32 = ((1 << 6) - 1) | (1 << 8);
 
     /// No flag.
     #[must_use]

@@ -28,11 +28,15 @@ mod account;
 mod crc;
 mod grant;
 mod owner;
+#[cfg(not(loom))]
+mod swap;
 mod sync;
 mod verdict;
 
 #[cfg(feature = "fs")]
 pub mod fs;
+#[cfg(all(feature = "fs", not(loom)))]
+pub mod swap_host;
 
 pub use account::{
     ACCOUNT_MAGIC, ACCOUNT_SIZE, ACCOUNT_VERSION, Account, AccountError, MAX_SLOTS, Reaped, Refused, SlotIndex,
@@ -42,6 +46,11 @@ pub use grant::{
     CardFlags, CardGrant, GRANT_MAGIC, GRANT_SIZE, GRANT_VERSION, Grant, GrantError, GrantId, GrantState, Text,
 };
 pub use owner::Owner;
+#[cfg(not(loom))]
+pub use swap::{
+    Order, SWAP_ORDER_FILE, SWAP_ORDER_MAGIC, SWAP_ORDER_SIZE, SWAP_REPORT_FILE, SWAP_REPORT_MAGIC, SWAP_REPORT_SIZE,
+    SWAP_VERSION, SwapFigures, SwapOrders, SwapReports, SwapRow,
+};
 pub use verdict::{VERDICT_MAGIC, VERDICT_SIZE, VERDICT_VERSION, Verdict, VerdictCard};
 
 /// Most cards (or instances) that one grant can name.

@@ -35,6 +35,8 @@ pub(crate) enum Space {
     Graph,
     /// An executable graph with memory nodes.
     Executable,
+    /// Device memory by address that can leave the card.
+    Swap,
 }
 
 /// What is known about a key.
@@ -319,16 +321,16 @@ impl Cells {
 
 /// A lock for a few instructions: spin, then sleep. Private to the process, so it dies with its holder.
 #[repr(transparent)]
-struct Lock(AtomicU32);
+pub(crate) struct Lock(AtomicU32);
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const WAITED_FOR: u32 = 2;
 
-struct Guard<'a>(&'a Lock);
+pub(crate) struct Guard<'a>(&'a Lock);
 
 impl Lock {
-    fn hold(&self) -> Guard<'_> {
+    pub(crate) fn hold(&self) -> Guard<'_> {
         for _ in 0..64 {
             if self.0.load(Ordering::Relaxed) == FREE
                 && self

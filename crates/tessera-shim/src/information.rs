@@ -23,7 +23,9 @@ pub(crate) fn share(process: &Process, card: Card, total: u64, free: u64) -> (u6
     process.reap_sometimes();
     process.pools.settle_freed(process);
     let total = total.min(process.limit(card));
-    (total, total.saturating_sub(process.used(card)).min(free))
+    let left = total.saturating_sub(process.used(card));
+    // Where memory can leave the card, what is in use of it now says nothing about what can be had.
+    (total, if process.swaps(card) { left } else { left.min(free) })
 }
 
 pub(crate) unsafe fn memory(

@@ -55,5 +55,6 @@ mod nvml;
 mod os;
 mod place;
 mod process;
+mod swap;
 mod symbol;
 mod table;

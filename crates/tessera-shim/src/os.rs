@@ -166,6 +166,82 @@ pub(crate) fn sleep_ms(ms: i64) {
     unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) };
 }
 
+/// Nanoseconds of the monotonic clock.
+pub(crate) fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let part = |n: i64| u64::try_from(n).unwrap_or_default();
+    part(now.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(now.tv_nsec))
+}
+
+/// Waits for less than a second.
+pub(crate) fn sleep_us(us: i64) {
+    let time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: us.saturating_mul(1000).clamp(0, 999_999_999),
+    };
+    // SAFETY: a valid time; no place for the rest.
+    unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) };
+}
+
+fn wait_on(word: &core::sync::atomic::AtomicU32, operation: c_int, value: u32, ms: u32) {
+    let time = libc::timespec {
+        tv_sec: i64::from(ms / 1000),
+        tv_nsec: i64::from(ms % 1000).saturating_mul(1_000_000),
+    };
+    // SAFETY: a live word and a valid time.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, &raw const time) };
+}
+
+/// Sleeps while a word of this process has this value, for at most so many milliseconds.
+pub(crate) fn futex_wait_for(word: &core::sync::atomic::AtomicU32, value: u32, ms: u32) {
+    wait_on(word, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, value, ms);
+}
+
+/// The same for a word that another process changes.
+pub(crate) fn shared_futex_wait_for(word: &core::sync::atomic::AtomicU32, value: u32, ms: u32) {
+    wait_on(word, libc::FUTEX_WAIT, value, ms);
+}
+
+/// Wakes all that sleep on a word of this process.
+pub(crate) fn futex_wake_all(word: &core::sync::atomic::AtomicU32) {
+    // SAFETY: a private futex on a live word.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            i32::MAX,
+        )
+    };
+}
+
+/// Keeps all signals from this thread, and from threads that it starts meanwhile.
+pub(crate) struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> Self {
+        let (mut all, mut old) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: places for two sets, both filled before they are read.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::sigemptyset(old.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr());
+            Self(old.assume_init())
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set that was in force before.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
 /// Sleeps while the word has this value. May wake for no reason.
 pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
     // SAFETY: a private futex on a live word, without a timeout.

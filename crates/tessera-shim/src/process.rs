@@ -243,7 +243,8 @@ impl Process {
         for (place, card) in self.cards.iter().zip(grant.cards()) {
             let flags = u32::from(card.flags.contains(CardFlags::UNLIMITED))
                 | u32::from(card.flags.contains(CardFlags::COUNT_CONTEXT)) << 1
-                | u32::from(card.flags.contains(CardFlags::OBSERVE)) << 2;
+                | u32::from(card.flags.contains(CardFlags::OBSERVE)) << 2
+                | u32::from(card.flags.contains(CardFlags::SWAP)) << 3;
             place.limit.store(card.memory_bytes, Ordering::Relaxed);
             place.context_bytes.store(card.context_bytes, Ordering::Relaxed);
             place.flags.store(flags, Ordering::Release);
@@ -336,6 +337,11 @@ impl Process {
 
     pub(crate) fn counts_context(&self, card: Card) -> bool {
         self.flag(card, 2)
+    }
+
+    /// Whether memory of this card may leave it.
+    pub(crate) fn swaps(&self, card: Card) -> bool {
+        self.flag(card, 8) && !self.is_unlimited(card)
     }
 
     /// Memory limit in bytes; no limit when the grant says observe.
@@ -439,6 +445,11 @@ fn sealed_grant() -> Result<Grant, Denied> {
             }
         }
     }
+}
+
+/// The grant as it is now, sealed or not; nothing when it cannot be read.
+pub(crate) fn peek_grant() -> Option<Grant> {
+    read_grant(&mut [0; GRANT_SIZE + 1]).ok()
 }
 
 fn read_grant(bytes: &mut [u8]) -> Result<Grant, &'static str> {

@@ -215,5 +215,21 @@ driver_functions! {
     Cuda cuStreamIsCapturing(stream: u64, status: *mut i32);
     Cuda cuStreamIsCapturing_ptsz(stream: u64, status: *mut i32);
     Cuda cuDeviceGetGraphMemAttribute(device: i32, attribute: i32, value: *mut u64);
+    Cuda cuCtxSetCurrent(context: u64);
+    Cuda cuCtxSynchronize();
+    Cuda cuStreamCreate(stream: *mut u64, flags: u32);
+    Cuda cuStreamDestroy_v2(stream: u64);
+    Cuda cuStreamSynchronize(stream: u64);
+    Cuda cuMemAddressReserve(address: *mut u64, size: usize, alignment: usize, hint: u64, flags: u64);
+    Cuda cuMemAddressFree(address: u64, size: usize);
+    Cuda cuMemCreate(handle: *mut u64, size: usize, properties: *const u32, flags: u64);
+    Cuda cuMemRelease(handle: u64);
+    Cuda cuMemMap(address: u64, size: usize, offset: usize, handle: u64, flags: u64);
+    Cuda cuMemUnmap(address: u64, size: usize);
+    Cuda cuMemSetAccess(address: u64, size: usize, access: *const i32, count: usize);
+    Cuda cuMemHostAlloc(host: *mut u64, size: usize, flags: u32);
+    Cuda cuMemFreeHost(host: u64);
+    Cuda cuMemcpyDtoHAsync_v2(host: u64, device: u64, size: usize, stream: u64);
+    Cuda cuMemcpyHtoDAsync_v2(device: u64, host: u64, size: usize, stream: u64);
     Nvml nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: u32);
 }

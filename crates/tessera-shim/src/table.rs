@@ -24,6 +24,7 @@ use crate::{
         virtual_memory::{self as physical, AllocationProperties, MulticastProperties},
     },
     nvml::{self, Device, Memory, Memory2, Running1, Running2},
+    swap,
     symbol::{Library, Symbol},
 };
 
@@ -38,6 +39,8 @@ pub(crate) enum Class {
     Starts,
     /// Finds other entries.
     Finds,
+    /// Waits while memory is away from the card.
+    Gates,
 }
 
 /// One entry of the driver that has a stand-in.
@@ -67,6 +70,10 @@ pub(crate) struct Hook(*const c_void);
 unsafe impl Sync for Hook {}
 
 impl Hook {
+    pub(crate) const fn new(address: *const c_void) -> Self {
+        Self(address)
+    }
+
     pub(crate) fn address(&self) -> *mut c_void {
         self.0.cast_mut()
     }
@@ -248,13 +255,16 @@ pub(crate) fn find(name: &CStr) -> Option<&'static Entry> {
     if !matches!(name.to_bytes(), [b'c', b'u', ..] | [b'n', b'v', ..]) {
         return None;
     }
-    let index = TABLE.binary_search_by(|entry| entry.symbol.name.cmp(name)).ok()?;
-    TABLE.get(index)
+    match TABLE.binary_search_by(|entry| entry.symbol.name.cmp(name)) {
+        Ok(index) => TABLE.get(index),
+        Err(_) => swap::find_gate(name),
+    }
 }
 
 /// The forms of a name that `cuGetProcAddress` may be asked for.
 pub(crate) fn forms(base: &CStr) -> impl Iterator<Item = &'static Entry> {
-    TABLE.iter().filter(move |entry| entry.base == base)
+    let gates = if swap::wanted() { swap::GATES } else { &[] };
+    TABLE.iter().chain(gates).filter(move |entry| entry.base == base)
 }
 
 impl Entry {
@@ -296,12 +306,16 @@ mod tests {
             .filter(|line| !line.starts_with('#'))
         {
             let (class, name) = line.split_once(' ').unwrap();
-            let found = TABLE.iter().find(|entry| entry.symbol.name.to_str() == Ok(name));
+            let found = TABLE
+                .iter()
+                .chain(swap::GATES)
+                .find(|entry| entry.symbol.name.to_str() == Ok(name));
             let expected = match class {
                 "counts" => Some(Class::Counts),
                 "view" => Some(Class::View),
                 "starts" => Some(Class::Starts),
                 "finds" => Some(Class::Finds),
+                "gates" => Some(Class::Gates),
                 // Runs work, but takes no memory; moves bytes or asks; makes nothing on a card.
                 "runs" | "forwards" => None,
                 // Takes memory that no figure of the driver tells apart, or that its owner pays for.
@@ -313,6 +327,7 @@ mod tests {
         }
         let cuda = TABLE
             .iter()
+            .chain(swap::GATES)
             .filter(|entry| entry.symbol.library == Library::Cuda)
             .count();
         assert_eq!(listed, cuda, "a stand-in for a name that is not listed");

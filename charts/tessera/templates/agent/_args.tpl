@@ -5,6 +5,12 @@
 - --device-list-strategy={{ .Values.devicePlugin.deviceListStrategy | default .Values.agent.runtimeMode }}
 - --grants-dir={{ trimSuffix "/" .Values.agent.runPath }}/grants
 - --hook-path={{ .Values.global.gpuHookPath }}
+- --oversubscription={{ .Values.agent.oversubscription }}
+- --driver-memory-limits={{ .Values.agent.driverMemoryLimits }}
+{{- if ne .Values.agent.driverMemoryLimits "off" }}
+- --driver-memory-headroom-mib={{ int .Values.agent.driverMemoryHeadroomMiB }}
+- --cgroup-root=/host-cgroup
+{{- end }}
 {{- if kindIs "bool" .Values.devicePlugin.passDeviceSpecsEnabled }}
 - --pass-device-specs={{ .Values.devicePlugin.passDeviceSpecsEnabled }}
 {{- end }}

@@ -37,6 +37,7 @@ fn other_names() -> BTreeSet<String> {
         keys::NVIDIA_HANDSHAKE,
         keys::TESSERA_AGENT,
         keys::TESSERA_WAKE,
+        tessera_agent::answer::LEVEL_ANNOTATION,
         // Of NVIDIA's operator.
         "nvidia.com/gpu.deploy.device-plugin",
     ]

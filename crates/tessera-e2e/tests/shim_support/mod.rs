@@ -93,6 +93,11 @@ impl Machine {
 
     /// Cards on which a context takes so many MiB.
     pub fn with_context(cards: usize, context_mib: u64) -> Self {
+        Self::described("", cards, 16384, context_mib)
+    }
+
+    /// A machine with more lines of description in front, and cards of so many MiB.
+    pub fn described(head: &str, cards: usize, memory_mib: u64, context_mib: u64) -> Self {
         // In memory: the state of the machine is a large file with few bytes in it.
         let root = tempfile::tempdir_in("/dev/shm").unwrap();
         let description = root.path().join("cards.yaml");
@@ -103,11 +108,11 @@ impl Machine {
             .iter()
             .map(|uuid| {
                 format!(
-                    "  - {{model: V100-PCIE-32GB, uuid: {uuid}, memory_mib: 16384, reserved_mib: 0, context_mib: {context_mib}}}\n"
+                    "  - {{model: V100-PCIE-32GB, uuid: {uuid}, memory_mib: {memory_mib}, reserved_mib: 0, context_mib: {context_mib}}}\n"
                 )
             })
             .collect();
-        std::fs::write(&description, format!("cards:\n{text}")).unwrap();
+        std::fs::write(&description, format!("{head}cards:\n{text}")).unwrap();
         let driver = root.path().join("driver");
         let output = Command::new(BUILT.join("tessera-simdriver"))
             .arg("install")

@@ -66,6 +66,7 @@ fn gone(process: &Process, context: u64) {
 }
 
 fn purge(process: &Process, context: u64) {
+    crate::swap::context_gone(context);
     for space in [Space::Pointer, Space::Array, Space::Mipmap, Space::External] {
         process.table.drain(
             space,

@@ -234,6 +234,7 @@ pub(crate) unsafe fn instantiate_parameters(
 }
 
 pub(crate) unsafe fn launch(real: unsafe extern "C" fn(u64, u64) -> i32, executable: u64, stream: u64) -> i32 {
+    let _pass = crate::swap::pass();
     // SAFETY: the caller's arguments.
     let call = || unsafe { real(executable, stream) };
     let Some(process) = with_memory() else {

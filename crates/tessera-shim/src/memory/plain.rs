@@ -38,9 +38,11 @@ pub(crate) unsafe fn alloc(real: unsafe extern "C" fn(*mut u64, usize) -> i32, o
     if out.is_null() || size == 0 {
         return call();
     }
+    let place = place::current();
+    let call = || crate::swap::allocate(place, size, out).unwrap_or_else(call);
     // SAFETY: not null, and written by the driver.
     let key = || unsafe { out.read() };
-    allocate(place::current(), bytes(size), call, |entry| pointer(key())(entry))
+    allocate(place, bytes(size), call, |entry| pointer(key())(entry))
 }
 
 pub(crate) unsafe fn alloc_managed(
@@ -137,7 +139,8 @@ pub(crate) unsafe fn free_v1(real: unsafe extern "C" fn(u32) -> i32, pointer: u3
 
 pub(crate) unsafe fn free_v2(real: unsafe extern "C" fn(u64) -> i32, pointer: u64) -> i32 {
     // SAFETY: the caller's argument.
-    free(started(), Space::Pointer, pointer, || unsafe { real(pointer) })
+    let call = || crate::swap::free(pointer).unwrap_or_else(|| unsafe { real(pointer) });
+    free(started(), Space::Pointer, pointer, call)
 }
 
 pub(crate) unsafe fn free_async(
@@ -152,6 +155,7 @@ pub(crate) unsafe fn free_async(
         // Recorded, not done.
         return call();
     }
+    let call = || crate::swap::free_in_stream(pointer, stream).unwrap_or_else(call);
     free(started(), Space::Pointer, pointer, call)
 }
 
