@@ -27,7 +27,9 @@ fn pod_names() -> BTreeSet<String> {
 
 /// What else the pages may name.
 fn other_names() -> BTreeSet<String> {
-    [
+    let registers = vendors();
+    let registers = registers.iter().filter_map(|vendor| vendor.keys().register.clone());
+    registers.chain([
         keys::WEBHOOK_LABEL,
         keys::POD_GROUP_LABEL,
         keys::DEVICE_CORDON,
