@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use tessera_e2e::mixed;
 use tessera_e2e::product::{Artefacts, Profile};
 use tessera_e2e::stage::{Plan, Stage};
 use tessera_e2e::storm::{self, Round};
@@ -28,7 +29,12 @@ pub(crate) struct StormArgs {
     /// Pods created at once.
     #[arg(long, default_value_t = 200)]
     pods: u32,
+    /// Pods of six makers on one node, with players of five makers' plugins that are killed too.
+    #[arg(long, conflicts_with = "kill_containers")]
+    mixed: bool,
 }
+
+const EIGHT: &str = "cards:\n  - {model: A100-SXM4-40GB, count: 8}\n";
 
 pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
     tokio::runtime::Runtime::new()
@@ -40,7 +46,7 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
 async fn rounds(args: &StormArgs) -> Result<()> {
     let artefacts = Artefacts::build(if args.dev { Profile::Dev } else { Profile::Release })?;
     let plan = Plan {
-        cards: Some("cards:\n  - {model: A100-SXM4-40GB, count: 8}\n".to_owned()),
+        cards: Some(if args.mixed { mixed::CARDS } else { EIGHT }.to_owned()),
         state: None,
         detached: false,
         values: json!({}),
@@ -51,18 +57,19 @@ async fn rounds(args: &StormArgs) -> Result<()> {
     let mut outcome = Ok(());
     for number in 0..args.rounds {
         let seed = args.seed.wrapping_add(u64::from(number));
-        match storm::round(
-            &stage,
-            "default",
-            Round {
+        let round = async || -> Result<String> {
+            if args.mixed {
+                return Ok(mixed::storm(&stage, "default", args.pods, seed).await?.to_string());
+            }
+            let round = Round {
                 pods: args.pods,
                 seed,
                 kill_kubelet: true,
                 kill_containers: args.kill_containers,
-            },
-        )
-        .await
-        {
+            };
+            Ok(storm::round(&stage, "default", round).await?.to_string())
+        };
+        match round().await {
             Ok(seen) => tool::say(&format!("round {} seed {seed}: {seen}", number + 1)),
             Err(error) => {
                 outcome =

@@ -1,16 +1,16 @@
 //! Pods of several makers on one node: what each asks for, what its containers must find, and what the node may hold.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use serde_json::{Value, json};
 
 use crate::product;
 use crate::stage::{ALLOCATED, Stage, annotation, bound, phase, wait_for};
-use crate::storm::metrics_page;
+use crate::storm::{Dice, Whom, failed, kill_ours, metrics_page};
 
 /// The node of the mixed suites: our agent's cards and those of five players.
 pub const CARDS: &str = "cards:
@@ -326,4 +326,176 @@ pub async fn lock(stage: &Stage, key: &str) -> Result<Option<String>> {
         bail!("the cluster has no node")
     };
     Ok(node.metadata.annotations.as_ref().and_then(|all| all.get(key).cloned()))
+}
+
+/// The first JSON object that a container printed, waited for.
+///
+/// # Errors
+/// The container's log when the time was over.
+pub async fn printed(stage: &Stage, namespace: &str, name: &str, container: &str) -> Result<Value> {
+    let pods = stage.pods(namespace);
+    let params = LogParams {
+        container: Some(container.to_owned()),
+        ..LogParams::default()
+    };
+    let start = Instant::now();
+    loop {
+        let log = pods.logs(name, &params).await.unwrap_or_default();
+        if let Some(value) = log.lines().find_map(|line| serde_json::from_str(line).ok()) {
+            return Ok(value);
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "{name}/{container} printed no JSON: {log}"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Deletes the pods of this module, and waits until they are gone.
+///
+/// # Errors
+/// The API server's, or pods that stay.
+pub async fn gone(stage: &Stage, namespace: &str) -> Result<()> {
+    let (pods, all) = (stage.pods(namespace), ListParams::default().labels("mixed=pod"));
+    pods.delete_collection(&DeleteParams::default().grace_period(0), &all)
+        .await?;
+    wait_for("the pods to be gone", Duration::from_secs(60), async || {
+        Ok(pods.list(&all).await?.items.is_empty())
+    })
+    .await
+}
+
+/// What a storm saw.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Seen {
+    /// Pods that ran; those of makers with a lock had the cards of their annotation.
+    pub ran: u32,
+    /// Pods deleted on the way.
+    pub deleted: u32,
+    /// Pods that the kubelet refused just after a plugin was killed.
+    pub refused: u32,
+    /// Processes killed.
+    pub kills: u32,
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} pods of all makers ran, {} deleted on the way, {} refused by a kubelet whose plugin was just killed, {} kills; bookings equal the API's objects, no card over its size",
+            self.ran, self.deleted, self.refused, self.kills
+        )
+    }
+}
+
+/// How long after a kill the kubelet may refuse a pod for want of a plugin, or for a lock that the dead one held.
+const BACK: Duration = Duration::from_secs(10);
+
+/// A storm over all makers, with random deletes and kills of scheduler, agent and players. `namespace` is empty.
+///
+/// # Errors
+/// The first thing that a user would call broken, with the seed.
+pub async fn storm(stage: &Stage, namespace: &str, pods: u32, seed: u64) -> Result<Seen> {
+    weather(stage, namespace, pods, seed)
+        .await
+        .with_context(|| format!("seed {seed}, {pods} pods"))
+}
+
+async fn weather(stage: &Stage, namespace: &str, number: u32, seed: u64) -> Result<Seen> {
+    let mut dice = Dice::new(seed);
+    let mut seen = Seen::default();
+    let mut of: BTreeMap<String, Option<&Maker>> = BTreeMap::new();
+    for at in 0..number {
+        let maker = pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
+        let nvidia: &[(&str, &str)] = &[("nvidia.com/gpu", "1"), ("nvidia.com/gpumem", "2000")];
+        let ask = maker.map_or(nvidia, |maker| maker.ask);
+        let name = format!("storm-{at}");
+        let body = pod(&name, &json!({}), &[], &[container("c", ask, false)]);
+        stage
+            .create(namespace, &body)
+            .await
+            .with_context(|| format!("creating {name}"))?;
+        of.insert(name, maker);
+    }
+    let deadline = Instant::now() + Duration::from_secs(120 + 4 * u64::from(number));
+    let all = ListParams::default().labels("mixed=pod");
+    let mut next_blow = Instant::now() + Duration::from_secs(2);
+    let mut killed: Option<Instant> = None;
+    loop {
+        let list = stage.pods(namespace).list(&all).await?.items;
+        never_over(stage).await?;
+        let mut open = 0_u32;
+        for pod in list.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            match phase(pod) {
+                "Succeeded" => {
+                    // A plugin without a lock serves by order: which pod asks is its guess.
+                    if let Some(maker) = of.get(&name).copied().flatten().filter(|maker| maker.lock.is_some()) {
+                        let printed = printed(stage, namespace, &name, "c").await?;
+                        agrees(stage, maker, pod, 0, &printed).await?;
+                    }
+                    seen.ran += 1;
+                    stage.delete(namespace, &name).await?;
+                }
+                "Failed" if unasked(pod) && killed.is_some_and(|at| at.elapsed() < BACK) => {
+                    seen.refused += 1;
+                    stage.delete(namespace, &name).await?;
+                }
+                "Failed" => failed(stage, namespace, pod).await?,
+                _ => open += 1,
+            }
+        }
+        if open == 0 {
+            break;
+        }
+        if Instant::now() > deadline {
+            let waits = list.iter().find(|pod| phase(pod) == "Pending");
+            bail!(
+                "{open} pods did not end in time, for example {:?}",
+                waits.map(|pod| (&pod.metadata.name, &pod.status))
+            );
+        }
+        if Instant::now() >= next_blow {
+            next_blow = Instant::now() + Duration::from_millis(3000 + dice.below(3000));
+            let kills = blow(stage, namespace, &list, &mut dice, &mut seen).await?;
+            if kills > 0 {
+                killed = Some(Instant::now());
+            }
+            seen.kills += kills;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    bookings_equal_objects(stage).await?;
+    gone(stage, namespace).await?;
+    Ok(seen)
+}
+
+fn pick(dice: &mut Dice, of: usize) -> Option<usize> {
+    usize::try_from(dice.below(of as u64)).ok()
+}
+
+/// Deletes a pod, or kills one of our processes or a player. How many were killed.
+async fn blow(stage: &Stage, namespace: &str, pods: &[Pod], dice: &mut Dice, seen: &mut Seen) -> Result<u32> {
+    match dice.below(4) {
+        0 => kill_ours(stage, "scheduler", Whom::Worker).await,
+        1 => kill_ours(stage, "agent", Whom::Worker).await,
+        2 => match pick(dice, MAKERS.len()).and_then(|at| MAKERS.get(at)) {
+            Some(maker) => kill_player(stage, maker.name).await,
+            None => Ok(0),
+        },
+        _ => {
+            let victim = pick(dice, pods.len()).and_then(|at| pods.get(at));
+            if let Some(name) = victim.and_then(|pod| pod.metadata.name.as_deref()) {
+                stage.delete(namespace, name).await?;
+                seen.deleted += 1;
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// Whether the kubelet refused the pod without, or by, its plugin.
+fn unasked(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("UnexpectedAdmissionError")
 }

@@ -5,16 +5,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use kube::api::{DeleteParams, ListParams, LogParams};
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 use tessera_e2e::harness;
-use tessera_e2e::mixed::{self, CARDS, MAKERS, Maker, agrees, container, pod};
+use tessera_e2e::mixed::{self, CARDS, MAKERS, Maker, agrees, container, gone, pod, printed};
 use tessera_e2e::product::{Artefacts, Profile};
-use tessera_e2e::stage::{Plan, Stage, annotation, phase, wait_for};
-use tessera_e2e::storm::{self, Dice, Whom};
+use tessera_e2e::stage::{Plan, Stage, annotation, wait_for};
 use tessera_testcluster::{Cluster, Progress};
 
 const NS: &str = "default";
@@ -85,27 +83,6 @@ fn maker(name: &str) -> Result<&'static Maker> {
     MAKERS.iter().find(|maker| maker.name == name).context("no such maker")
 }
 
-/// What a container printed.
-async fn printed(stage: &Stage, name: &str, container: &str) -> Result<Value> {
-    let pods = stage.pods(NS);
-    let params = LogParams {
-        container: Some(container.to_owned()),
-        ..LogParams::default()
-    };
-    let start = Instant::now();
-    loop {
-        let log = pods.logs(name, &params).await.unwrap_or_default();
-        if let Some(value) = log.lines().find_map(|line| serde_json::from_str(line).ok()) {
-            return Ok(value);
-        }
-        ensure!(
-            start.elapsed() < Duration::from_secs(60),
-            "{name}/{container} printed no JSON: {log}"
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
 /// Both locks are free, and the pod was bound without a failed attempt.
 async fn clean(stage: &Stage, name: &str) -> Result<()> {
     for maker in MAKERS {
@@ -125,18 +102,6 @@ async fn clean(stage: &Stage, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn gone(stage: &Stage) -> Result<()> {
-    let all = ListParams::default().labels("mixed=pod");
-    stage
-        .pods(NS)
-        .delete_collection(&DeleteParams::default().grace_period(0), &all)
-        .await?;
-    wait_for("the pods to be gone", Duration::from_secs(60), async || {
-        Ok(stage.pods(NS).list(&all).await?.items.is_empty())
-    })
-    .await
-}
-
 fn each(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
         for maker in MAKERS {
@@ -147,7 +112,7 @@ fn each(stage: &Stage) -> Boxed<'_> {
                 )
                 .await?;
             let running = stage.running(NS, maker.name).await?;
-            let seen = printed(stage, maker.name, "c").await?;
+            let seen = printed(stage, NS, maker.name, "c").await?;
             agrees(stage, maker, &running, 0, &seen).await?;
             clean(stage, maker.name).await?;
         }
@@ -157,7 +122,7 @@ fn each(stage: &Stage) -> Boxed<'_> {
             .await?;
         stage.running(NS, "nvidia").await?;
         mixed::never_over(stage).await?;
-        gone(stage).await
+        gone(stage, NS).await
     })
 }
 
@@ -167,10 +132,10 @@ fn two(stage: &Stage) -> Boxed<'_> {
         let app = [container("a", hygon.ask, true), container("b", mlu.ask, true)];
         stage.create(NS, &pod("two", &json!({}), &[], &app)).await?;
         let running = stage.running(NS, "two").await?;
-        agrees(stage, hygon, &running, 0, &printed(stage, "two", "a").await?).await?;
-        agrees(stage, mlu, &running, 1, &printed(stage, "two", "b").await?).await?;
+        agrees(stage, hygon, &running, 0, &printed(stage, NS, "two", "a").await?).await?;
+        agrees(stage, mlu, &running, 1, &printed(stage, NS, "two", "b").await?).await?;
         clean(stage, "two").await?;
-        gone(stage).await
+        gone(stage, NS).await
     })
 }
 
@@ -182,11 +147,11 @@ fn one_container(stage: &Stage) -> Boxed<'_> {
             .create(NS, &pod("both", &json!({}), &[], &[container("c", &both, true)]))
             .await?;
         let running = stage.running(NS, "both").await?;
-        let seen = printed(stage, "both", "c").await?;
+        let seen = printed(stage, NS, "both", "c").await?;
         agrees(stage, ascend, &running, 0, &seen).await?;
         agrees(stage, intel, &running, 0, &seen).await?;
         clean(stage, "both").await?;
-        gone(stage).await
+        gone(stage, NS).await
     })
 }
 
@@ -204,14 +169,21 @@ fn init(stage: &Stage) -> Boxed<'_> {
             )
             .await?;
         let running = stage.running(NS, "layers").await?;
-        agrees(stage, ascend, &running, 0, &printed(stage, "layers", "first").await?).await?;
-        agrees(stage, metax, &running, 1, &printed(stage, "layers", "side").await?).await?;
+        agrees(
+            stage,
+            ascend,
+            &running,
+            0,
+            &printed(stage, NS, "layers", "first").await?,
+        )
+        .await?;
+        agrees(stage, metax, &running, 1, &printed(stage, NS, "layers", "side").await?).await?;
         ensure!(
             annotation(&running, "hami.io/vgpu-devices-allocated").is_some(),
             "no NVIDIA card was promised"
         );
         clean(stage, "layers").await?;
-        gone(stage).await
+        gone(stage, NS).await
     })
 }
 
@@ -225,101 +197,19 @@ fn unified(stage: &Stage) -> Boxed<'_> {
             .await?;
         let running = stage.running(NS, "any").await?;
         let hygon = maker("hygon")?;
-        agrees(stage, hygon, &running, 0, &printed(stage, "any", "c").await?).await?;
+        agrees(stage, hygon, &running, 0, &printed(stage, NS, "any", "c").await?).await?;
         ensure!(
             annotation(&running, "tessera.dev/translated").is_some(),
             "the pod does not say what its request became"
         );
-        gone(stage).await
+        gone(stage, NS).await
     })
-}
-
-/// The kubelet had nobody to ask: a plugin was just killed, or had given its lock back between two makers' calls.
-fn nobody_to_ask(pod: &k8s_openapi::api::core::v1::Pod) -> bool {
-    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("UnexpectedAdmissionError")
 }
 
 fn weather(stage: &Stage) -> Boxed<'_> {
     Box::pin(async move {
-        let seed = 7;
-        let mut dice = Dice::new(seed);
-        const PODS: u32 = 60;
-        let mut of: Vec<Option<&Maker>> = Vec::new();
-        for number in 0..PODS {
-            let at = usize::try_from(dice.below(MAKERS.len() as u64 + 1)).unwrap_or(0);
-            let maker = MAKERS.get(at);
-            let ask = maker.map_or(&[("nvidia.com/gpu", "1"), ("nvidia.com/gpumem", "2000")][..], |maker| {
-                maker.ask
-            });
-            let name = format!("storm-{number}");
-            stage
-                .create(NS, &pod(&name, &json!({}), &[], &[container("c", ask, false)]))
-                .await?;
-            of.push(maker);
-        }
-        let deadline = Instant::now() + Duration::from_secs(300);
-        let all = ListParams::default().labels("mixed=pod");
-        let (mut kills, mut deleted, mut refused, mut agreed) = (0, 0, 0, 0);
-        let mut next_blow = Instant::now() + Duration::from_secs(2);
-        loop {
-            let pods = stage.pods(NS).list(&all).await?.items;
-            mixed::never_over(stage).await?;
-            let mut open = 0;
-            for pod in &pods {
-                let name = pod.metadata.name.clone().unwrap_or_default();
-                match phase(pod) {
-                    "Succeeded" => {
-                        let number: usize = name.trim_start_matches("storm-").parse()?;
-                        // Intel's plugin has no lock and serves by order; which pod asks is a guess.
-                        if let Some(maker) = of.get(number).copied().flatten().filter(|maker| maker.lock.is_some()) {
-                            agrees(stage, maker, pod, 0, &printed(stage, &name, "c").await?).await?;
-                        }
-                        agreed += 1;
-                        stage.delete(NS, &name).await?;
-                    }
-                    "Failed" if nobody_to_ask(pod) && kills > 0 => {
-                        refused += 1;
-                        stage.delete(NS, &name).await?;
-                    }
-                    "Failed" if pod.metadata.deletion_timestamp.is_none() => storm::failed(stage, NS, pod).await?,
-                    _ => open += 1,
-                }
-            }
-            if open == 0 {
-                break;
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "seed {seed}: {open} pods did not end; for example {:?}",
-                    pods.iter()
-                        .find(|pod| phase(pod) == "Pending")
-                        .map(|pod| (&pod.metadata.name, &pod.status))
-                );
-            }
-            if Instant::now() >= next_blow {
-                next_blow = Instant::now() + Duration::from_millis(3000 + dice.below(3000));
-                match dice.below(4) {
-                    0 => kills += storm::kill_ours(stage, "scheduler", Whom::Worker).await?,
-                    1 => kills += storm::kill_ours(stage, "agent", Whom::Worker).await?,
-                    2 => {
-                        let at = usize::try_from(dice.below(MAKERS.len() as u64)).unwrap_or(0);
-                        kills += mixed::kill_player(stage, MAKERS[at].name).await?;
-                    }
-                    _ => {
-                        let at = usize::try_from(dice.below(pods.len() as u64)).unwrap_or(0);
-                        if let Some(name) = pods.get(at).and_then(|pod| pod.metadata.name.clone()) {
-                            stage.delete(NS, &name).await?;
-                            deleted += 1;
-                        }
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-        println!(
-            "  {agreed} ran, {deleted} deleted on the way, {refused} refused by a kubelet without a plugin, {kills} kills"
-        );
-        mixed::bookings_equal_objects(stage).await?;
-        gone(stage).await
+        let seen = mixed::storm(stage, NS, 60, 7).await?;
+        println!("  {seen}");
+        Ok(())
     })
 }

@@ -209,12 +209,12 @@ impl Player {
         ids: &[String],
     ) -> Result<ContainerAllocateResponse, No> {
         let mut answer = match self.machine.part.allocate.from {
-            Source::Text => self.from_text(ids).await?,
-            Source::Ids => self.from_ids(resource, ids)?,
-            Source::Shares => self.from_shares(served, resource, ids).await?,
-            Source::Indexes | Source::Units => self.from_numbers(served, resource, ids).await?,
-            Source::Containers => self.from_containers(ids).await?,
-            Source::Profile => self.from_profile(served, resource).await?,
+            Source::Text => self.read_text(ids).await?,
+            Source::Ids => self.read_ids(resource, ids)?,
+            Source::Shares => self.read_shares(served, resource, ids).await?,
+            Source::Indexes | Source::Units => self.read_numbers(served, resource, ids).await?,
+            Source::Containers => self.read_containers(ids).await?,
+            Source::Profile => self.read_profile(served, resource).await?,
         };
         if self.mischief.wrong {
             self.swap(&mut answer.held);
@@ -348,7 +348,7 @@ impl Player {
             .collect()
     }
 
-    async fn from_text(&self, ids: &[String]) -> Result<Answer<'_>, No> {
+    async fn read_text(&self, ids: &[String]) -> Result<Answer<'_>, No> {
         let allocate = &self.machine.part.allocate;
         let keys = self.keys(&allocate.key);
         let mut refusal = None;
@@ -391,7 +391,7 @@ impl Player {
         cards.filter_map(|card| fill(template, &card.words).ok()).collect()
     }
 
-    fn from_ids(&self, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
+    fn read_ids(&self, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
         let held = ids
             .iter()
             .map(|id| {
@@ -437,7 +437,7 @@ impl Player {
         names.iter().all(|(name, _)| self.next(served, pod, name).1.is_none())
     }
 
-    async fn from_shares(&self, served: &mut Served, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
+    async fn read_shares(&self, served: &mut Served, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
         let key = &self.machine.part.allocate.key;
         for pod in self.candidates().await? {
             let (number, asked, _) = self.next(served, &pod, resource);
@@ -461,7 +461,7 @@ impl Player {
         Err(Self::nobody())
     }
 
-    async fn from_numbers(&self, served: &mut Served, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
+    async fn read_numbers(&self, served: &mut Served, resource: &str, ids: &[String]) -> Result<Answer<'_>, No> {
         let allocate = &self.machine.part.allocate;
         for pod in self.candidates().await? {
             let (_, asked, before) = self.next(served, &pod, resource);
@@ -515,7 +515,7 @@ impl Player {
         }
     }
 
-    async fn from_containers(&self, ids: &[String]) -> Result<Answer<'_>, No> {
+    async fn read_containers(&self, ids: &[String]) -> Result<Answer<'_>, No> {
         let key = &self.machine.part.allocate.key;
         for pod in self.candidates().await? {
             let Some(text) = annotation(&pod, key) else { continue };
@@ -556,7 +556,7 @@ impl Player {
     }
 
     /// One profile serves the pod; the kubelet asks for each of the pod's resources, and is answered the same.
-    async fn from_profile(&self, served: &mut Served, resource: &str) -> Result<Answer<'_>, No> {
+    async fn read_profile(&self, served: &mut Served, resource: &str) -> Result<Answer<'_>, No> {
         let key = &self.machine.part.allocate.key;
         let names: Vec<String> = self
             .machine

@@ -83,8 +83,8 @@ fn ranges(text: &str) -> Result<Vec<bool>, String> {
         if set.len() <= to {
             set.resize(to + 1, false);
         }
-        for unit in from..=to {
-            set[unit] = true;
+        for unit in set.iter_mut().take(to + 1).skip(from) {
+            *unit = true;
         }
     }
     Ok(set)

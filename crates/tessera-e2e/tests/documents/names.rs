@@ -27,9 +27,7 @@ fn pod_names() -> BTreeSet<String> {
 
 /// What else the pages may name.
 fn other_names() -> BTreeSet<String> {
-    let registers = vendors();
-    let registers = registers.iter().filter_map(|vendor| vendor.keys().register.clone());
-    registers.chain([
+    [
         keys::WEBHOOK_LABEL,
         keys::POD_GROUP_LABEL,
         keys::DEVICE_CORDON,
@@ -53,6 +51,10 @@ fn names_of_resources_and_annotations_are_those_of_the_code() {
     let mut problems = Vec::new();
     let mut in_pods = BTreeSet::new();
     for page in pages() {
+        // Made from the classes themselves.
+        if page.name == "docs/vendors.md" {
+            continue;
+        }
         for (at, span) in page.spans() {
             let name = span.split([':', '=', ' ']).next().unwrap_or_default();
             let name = name

@@ -21,7 +21,7 @@ use tessera_wire::config::DeviceConfig;
 use tessera_wire::{NodeView, PodView};
 use tokio_util::sync::CancellationToken;
 
-pub const NODE: &str = "n1";
+pub(crate) const NODE: &str = "n1";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// All classes on, with HAMi's names.
@@ -46,7 +46,7 @@ vnpus:
 ";
 
 /// Names and amounts of one container.
-pub type Limits = &'static [(&'static str, &'static str)];
+pub(crate) type Limits = &'static [(&'static str, &'static str)];
 
 /// The API server's objects by path.
 type Objects = Arc<Mutex<BTreeMap<String, Value>>>;
@@ -83,10 +83,11 @@ fn answer(objects: &Objects, sent: &Sent) -> Reply {
     }
 }
 
-pub struct Stage {
-    folder: TempDir,
-    pub kubelet: FakeKubelet,
-    pub machine: Machine,
+pub(crate) struct Stage {
+    /// Kept as long as the kubelet lives in it.
+    _folder: TempDir,
+    pub(crate) kubelet: FakeKubelet,
+    pub(crate) machine: Machine,
     objects: Objects,
     engine: Engine,
     world: World,
@@ -101,13 +102,13 @@ impl Drop for Stage {
 
 impl Stage {
     /// A player with these cards, registered with kubelet and API server, and read by the scheduler.
-    pub async fn start(entries: &str, mischief: Mischief) -> Self {
+    pub(crate) async fn start(entries: &str, mischief: Mischief) -> Self {
         let (stage, change) = Self::start_checked(entries, mischief).await;
         assert!(change.problems.is_empty(), "{entries}: {:?}", change.problems);
         stage
     }
 
-    pub async fn start_checked(entries: &str, mischief: Mischief) -> (Self, NodeChange) {
+    pub(crate) async fn start_checked(entries: &str, mischief: Mischief) -> (Self, NodeChange) {
         let mix = Mix::parse(&format!("cards: [{entries}]")).unwrap();
         let (vendor, cards) = mix.players.iter().next().unwrap();
         let machine = Machine::new(Part::find(vendor).unwrap(), NODE, cards).unwrap();
@@ -133,7 +134,7 @@ impl Stage {
         tokio::spawn(async move { play(playing, &setting, stop).await });
         let classes = tessera_vendors::from_config_with(&DeviceConfig::from_yaml(CONFIG).unwrap(), &Options::default());
         let mut stage = Self {
-            folder,
+            _folder: folder,
             kubelet,
             machine,
             objects,
@@ -146,7 +147,7 @@ impl Stage {
     }
 
     /// The kubelet counts the plugin's devices on the node, and the scheduler sees the node.
-    pub async fn see_node(&mut self) -> NodeChange {
+    pub(crate) async fn see_node(&mut self) -> NodeChange {
         let mut counts = serde_json::Map::new();
         for (resource, devices) in self.machine.devices().unwrap() {
             let seen = self
@@ -162,21 +163,21 @@ impl Stage {
         self.world.set_node(&NodeView::from_json(&node).unwrap())
     }
 
-    pub fn node(&self) -> Value {
+    pub(crate) fn node(&self) -> Value {
         self.objects.lock().unwrap()[&node_path()].clone()
     }
 
-    pub fn set_lock(&self, key: &str, owner: &str) {
+    pub(crate) fn set_lock(&self, key: &str, owner: &str) {
         let lock = json!({"metadata": {"annotations": {key: format!("2026-01-02T03:04:05Z,ns,{owner}")}}});
         json_patch::merge(self.objects.lock().unwrap().get_mut(&node_path()).unwrap(), &lock);
     }
 
-    pub fn pod(&self, name: &str) -> Value {
+    pub(crate) fn pod(&self, name: &str) -> Value {
         self.objects.lock().unwrap()[&pod_path(name)].clone()
     }
 
     /// Ids of the cards that the scheduler sees.
-    pub fn cards(&self) -> Vec<String> {
+    pub(crate) fn cards(&self) -> Vec<String> {
         let snapshot = self.world.snapshot();
         let node = snapshot.node(NODE);
         let ids = node
@@ -187,7 +188,7 @@ impl Stage {
     }
 
     /// Admission, decision, booking, and what bind writes. The promise, container by container; else the reason.
-    pub fn schedule(
+    pub(crate) fn schedule(
         &mut self,
         name: &str,
         annotations: Limits,
@@ -266,7 +267,7 @@ impl Stage {
     }
 
     /// The kubelet admits the pod: what each container got, resource by resource.
-    pub async fn admit(&self, name: &str) -> Result<Vec<BTreeMap<String, ContainerAllocateResponse>>, String> {
+    pub(crate) async fn admit(&self, name: &str) -> Result<Vec<BTreeMap<String, ContainerAllocateResponse>>, String> {
         let pod = self.pod(name);
         let fake = FakePod {
             uid: format!("uid-{name}"),
@@ -306,39 +307,35 @@ impl Stage {
         Ok(got)
     }
 
-    pub fn lock(&self) -> Option<String> {
+    pub(crate) fn lock(&self) -> Option<String> {
         let key = self.machine.part.allocate.lock.clone()?;
         self.node()["metadata"]["annotations"][key].as_str().map(str::to_owned)
-    }
-
-    pub fn root(&self) -> &std::path::Path {
-        self.folder.path()
     }
 }
 
 impl Stage {
     /// The pod runs.
-    pub fn runs(&mut self, name: &str) {
+    pub(crate) fn runs(&mut self, name: &str) {
         let running = json!({"status": {"phase": "Running"}});
         json_patch::merge(self.objects.lock().unwrap().get_mut(&pod_path(name)).unwrap(), &running);
         self.sees(name);
     }
 
     /// The scheduler sees the pod as the API server has it.
-    pub fn sees(&mut self, name: &str) {
+    pub(crate) fn sees(&mut self, name: &str) {
         let pod = self.pod(name);
         let change = self.world.set_pod(&PodView::from_json(&pod).unwrap());
         assert_eq!(change.problems, [], "{name}");
         assert_eq!(self.world.audit(), [], "{name}");
     }
 
-    pub fn annotate(&self, name: &str, key: &str, value: &str) {
+    pub(crate) fn annotate(&self, name: &str, key: &str, value: &str) {
         let patch = json!({"metadata": {"annotations": {key: value}}});
         json_patch::merge(self.objects.lock().unwrap().get_mut(&pod_path(name)).unwrap(), &patch);
     }
 
     /// The kubelet counts so many devices from now on, and the scheduler sees it.
-    pub fn set_allocatable(&mut self, resource: &str, number: &str) {
+    pub(crate) fn set_allocatable(&mut self, resource: &str, number: &str) {
         let mut node = self.node();
         node["status"]["allocatable"][resource] = json!(number);
         self.objects.lock().unwrap().insert(node_path(), node.clone());
@@ -346,7 +343,7 @@ impl Stage {
     }
 
     /// What is booked on each card.
-    pub fn booked(&self) -> Vec<tessera_types::CardUsage> {
+    pub(crate) fn booked(&self) -> Vec<tessera_types::CardUsage> {
         let snapshot = self.world.snapshot();
         let node = snapshot.node(NODE).unwrap();
         node.usage().iter().map(|card| card.usage).collect()
