@@ -1,29 +1,30 @@
-//! The cost of one decision over 1,000 nodes of 8 cards with 2,000 pods, for an instruction counter.
+//! The cost of one decision, for an instruction counter and for the clock.
 //!
-//! `decide_cost [decisions] [cold]`: by default every decision is followed by booking its winner, so one node changes
-//! between two decisions, as in a wave of like pods. With `cold` every decision has a new shape, so that nothing
-//! remembered helps. Prints nothing.
+//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods]`: over 1,000 nodes of 8 cards with 2,000 pods unless
+//! said otherwise. Every decision is followed by booking its winner, so one node changes between two decisions, as in a
+//! wave of like pods. With `cold` every decision has a new shape, so that nothing remembered helps. With `times` pods of
+//! eight shapes take turns, and one JSON object with the times of the decisions and the process's memory is printed;
+//! otherwise nothing is. `alone` does not book: the decision by itself.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World};
 use tessera_types::{CardPolicy, NodePolicy};
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::{NodeView, PodView, config};
 
-const NODES: usize = 1000;
 const CARDS: usize = 8;
-const PODS: usize = 2000;
 
 fn node(at: usize) -> NodeView {
     let cards: Vec<serde_json::Value> = (0..CARDS)
         .map(|card| {
-            serde_json::json!({"id": format!("GPU-{at:04}-{card}"), "index": card, "count": 10, "devmem": 81920,
+            serde_json::json!({"id": format!("GPU-{at:05}-{card}"), "index": card, "count": 10, "devmem": 81920,
                 "devcore": 100, "type": "NVIDIA-H100", "numa": card / 4, "mode": "hami-core", "health": true})
         })
         .collect();
     let register = serde_json::Value::from(cards).to_string();
-    let object = serde_json::json!({"metadata": {"name": format!("node-{at:04}"),
+    let object = serde_json::json!({"metadata": {"name": format!("node-{at:05}"),
         "annotations": {"hami.io/node-nvidia-register": register}}});
     NodeView::from_json(&object).expect("a node")
 }
@@ -38,8 +39,11 @@ fn pod(name: &str, memory: usize) -> PodView {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let decisions: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(100);
-    let cold = arguments.next().is_some_and(|text| text == "cold");
+    let number = |text: Option<String>, otherwise: usize| text.and_then(|text| text.parse().ok()).unwrap_or(otherwise);
+    let decisions = number(arguments.next(), 100);
+    let mode = arguments.next().unwrap_or_else(|| "warm".to_owned());
+    let nodes = number(arguments.next(), 1000);
+    let pods = number(arguments.next(), 2000);
 
     let nvidia = Nvidia::new(&config::Nvidia::default());
     let vendors = Arc::new(Vendors::new(vec![Arc::new(nvidia) as Arc<dyn Vendor>]));
@@ -49,14 +53,18 @@ fn main() {
     };
     let engine = Engine::new(Arc::clone(&vendors), defaults);
     let mut world = World::new(vendors);
-    let names: Vec<String> = (0..NODES).map(|at| format!("node-{at:04}")).collect();
-    for at in 0..NODES {
+    let names: Vec<String> = (0..nodes).map(|at| format!("node-{at:05}")).collect();
+    for at in 0..nodes {
         world.set_node(&node(at));
     }
-    let place = |world: &mut World, pod: &PodView, names: &[String]| {
+    let place = |world: &mut World, pod: &PodView, names: &[String], book: bool| {
+        let begun = Instant::now();
+        let snapshot = world.snapshot();
         let demand = engine.demand(pod).expect("a demand");
-        let decision = engine.decide(&world.snapshot(), &demand, Candidates::Names(names));
-        let winner = decision.winner().expect("room");
+        let winner = engine
+            .choose(&snapshot, &demand, Candidates::Names(names))
+            .expect("room");
+        let took = begun.elapsed();
         let assumption = Assumption {
             pod: &pod.id,
             roles: &pod.roles(),
@@ -67,14 +75,44 @@ fn main() {
             now: 0,
             expires_at: 90,
         };
-        world.assume(&assumption).expect("room");
+        if book {
+            world.assume(&assumption).expect("room");
+        }
+        took
     };
-    for at in 0..PODS {
-        let home = [names[at % NODES].clone()];
-        place(&mut world, &pod(&format!("old-{at}"), 1000 + at % 7), &home);
+    for at in 0..pods {
+        let home = [names[at % nodes].clone()];
+        place(&mut world, &pod(&format!("old-{at}"), 1000 + at % 7), &home, true);
     }
+    let mut times = Vec::with_capacity(decisions);
     for at in 0..decisions {
-        let memory = if cold { 2000 + at } else { 2000 };
-        place(&mut world, &pod(&format!("new-{at}"), memory), &names);
+        let memory = match mode.as_str() {
+            "cold" => 2000 + at,
+            "times" => 2000 + 100 * (at % 8),
+            _ => 2000,
+        };
+        let pod = pod(&format!("new-{at}"), memory);
+        times.push(place(&mut world, &pod, &names, mode != "alone"));
     }
+    if mode == "times" {
+        print(nodes, pods, times);
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "its output is its purpose")]
+fn print(nodes: usize, pods: usize, mut times: Vec<Duration>) {
+    times.sort();
+    let at = |percent: usize| {
+        times
+            .get((times.len() - 1) * percent / 100)
+            .map_or(0, Duration::as_micros)
+    };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let memory = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let figures = serde_json::json!({"nodes": nodes, "cards": nodes * CARDS, "pods": pods, "decisions": times.len(),
+        "p50_us": at(50), "p99_us": at(99), "max_us": at(100), "rss_mib": memory.map(|kib| kib / 1024)});
+    println!("{figures}");
 }

@@ -57,6 +57,17 @@ pub struct NodeFit {
     pub score_after: f32,
 }
 
+impl NodeFit {
+    pub(crate) fn new(node: &NodeState, placed: &Placed) -> Self {
+        Self {
+            node: node.name().clone(),
+            score: placed.score,
+            allocation: Arc::clone(&placed.allocation),
+            score_after: placed.score_after,
+        }
+    }
+}
+
 /// The answer for all candidates, in their order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Decision {
@@ -121,29 +132,24 @@ impl Engine {
     pub fn decide(&self, snapshot: &Snapshot, demand: &Demand, candidates: Candidates<'_>) -> Decision {
         let mut question = Question::new(self, snapshot, demand);
         let mut decision = Decision::default();
-        let mut add = |name: &NodeName, outcome: Outcome| match outcome {
-            Ok(placed) => decision.fits.push(NodeFit {
-                node: name.clone(),
-                score: placed.score,
-                allocation: Arc::clone(&placed.allocation),
-                score_after: placed.score_after,
-            }),
-            Err(refusal) => decision.refused.push((name.clone(), refusal)),
+        let add = |decision: &mut Decision, node: &NodeState, outcome: Outcome| match outcome {
+            Ok(placed) => decision.fits.push(NodeFit::new(node, &placed)),
+            Err(refusal) => decision.refused.push((node.name().clone(), refusal)),
         };
         match candidates {
             Candidates::All => {
                 for node in snapshot.nodes() {
-                    add(node.name(), question.ask(node));
+                    add(&mut decision, node, question.ask(node));
                 }
             }
             Candidates::Names(names) => {
                 let unknown = Arc::new(NodeRefusal::Unregistered);
                 for name in names {
                     match snapshot.node(name) {
-                        Some(node) => add(node.name(), question.ask(node)),
+                        Some(node) => add(&mut decision, node, question.ask(node)),
                         None => {
                             if let Ok(name) = NodeName::new(name) {
-                                add(&name, Err(Arc::clone(&unknown)));
+                                decision.refused.push((name, Arc::clone(&unknown)));
                             }
                         }
                     }
@@ -153,6 +159,18 @@ impl Engine {
         let policy = question.shape.content.node_policy;
         decision.best = best(&decision.fits, policy);
         decision
+    }
+
+    /// The winner of [`Engine::decide`] alone. What was found for earlier pods of the same shape is used again, so that
+    /// the cost is that of the nodes that changed since; a decision about which nodes refuse, and why, costs all nodes.
+    #[must_use]
+    pub fn choose(&self, snapshot: &Snapshot, demand: &Demand, candidates: Candidates<'_>) -> Option<NodeFit> {
+        let mut question = Question::new(self, snapshot, demand);
+        if let Ok(winner) = snapshot.index().winner(&mut question, candidates) {
+            return winner;
+        }
+        let mut decision = self.decide(snapshot, demand, candidates);
+        decision.best.map(|at| decision.fits.swap_remove(at))
     }
 
     /// Decides for one node.
@@ -394,6 +412,15 @@ impl<'a> Question<'a> {
             shape,
             scratch: Scratch::default(),
         }
+    }
+
+    pub(crate) fn snapshot(&self) -> &'a Snapshot {
+        self.snapshot
+    }
+
+    /// Where the demand's own pod holds something.
+    pub(crate) fn own_node(&self) -> Option<NodeName> {
+        self.own.map(|own| own.node.clone())
     }
 
     pub(crate) fn ask(&mut self, node: &NodeState) -> Outcome {

@@ -10,6 +10,7 @@ mod decide;
 mod edit;
 mod error;
 mod fit;
+mod index;
 mod node;
 mod observe;
 pub mod order;

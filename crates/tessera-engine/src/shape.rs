@@ -63,6 +63,10 @@ impl Shape {
         })
     }
 
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+
     pub(crate) fn same(one: &Arc<Self>, other: &Arc<Self>) -> bool {
         Arc::ptr_eq(one, other) || (one.hash == other.hash && one.content == other.content)
     }

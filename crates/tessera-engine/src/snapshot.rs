@@ -7,16 +7,17 @@ use std::sync::Arc;
 use tessera_types::{Keyword, Mib, NodeName, PodUid};
 
 use crate::booking::Booking;
+use crate::index::Index;
 use crate::node::NodeState;
 use crate::quota::{Quotas, Room};
 use crate::vendor::Vendors;
 
 /// Nodes of one chunk. A change copies one chunk and the list of chunks, not all nodes.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 /// Parts of the booking table.
 const SHARDS: usize = 256;
 
-type Chunk = Arc<Vec<Option<Arc<NodeState>>>>;
+pub(crate) type Chunk = Arc<Vec<Option<Arc<NodeState>>>>;
 type Shard = Arc<BTreeMap<PodUid, Arc<Booking>>>;
 
 /// Nodes by slot; slots are reused.
@@ -38,7 +39,11 @@ impl NodeTable {
         self.at(*self.names.slots.get(name)?)
     }
 
-    fn at(&self, slot: usize) -> Option<&Arc<NodeState>> {
+    pub(crate) fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    pub(crate) fn at(&self, slot: usize) -> Option<&Arc<NodeState>> {
         self.chunks.get(slot / CHUNK)?.get(slot % CHUNK)?.as_ref()
     }
 
@@ -145,6 +150,7 @@ pub struct Snapshot {
     pub(crate) bookings: BookingTable,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) version: u64,
+    pub(crate) index: Arc<Index>,
 }
 
 impl Snapshot {

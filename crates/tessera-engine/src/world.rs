@@ -13,6 +13,7 @@ use tessera_wire::{NodeView, PodView, Quantity, keys};
 use crate::booking::{Booking, BookingState};
 use crate::decide::demand_of;
 use crate::error::{AllocationProblem, NodeProblem};
+use crate::index::Index;
 use crate::node::{NodeFacts, NodeState, Nomination, recount};
 use crate::observe::{derive, facts, input_hash, no_facts};
 use crate::quota::{self, Quotas};
@@ -194,6 +195,7 @@ pub struct World {
     /// By node, also of nodes that are not known (yet).
     nominations: BTreeMap<NodeName, BTreeMap<PodUid, Arc<Nomination>>>,
     version: u64,
+    index: Arc<Index>,
 }
 
 impl World {
@@ -212,6 +214,7 @@ impl World {
             unbound_lease: UNBOUND_LEASE_SECONDS,
             nominations: BTreeMap::new(),
             version: 0,
+            index: Arc::default(),
         }
     }
 
@@ -236,6 +239,7 @@ impl World {
             bookings: self.bookings.clone(),
             quotas: Arc::clone(&self.quotas),
             version: self.version,
+            index: Arc::clone(&self.index),
         }
     }
 

@@ -153,6 +153,38 @@ impl Cluster {
         !self.gone[at] && !self.pods[at].phase.is_terminal() && !self.pods[at].deleting
     }
 
+    /// The winner by the index is the winner of all answers, among all nodes and among named ones, however often the
+    /// shape was asked for before.
+    fn assert_the_index_agrees(&self, engine: &tessera_engine::Engine, pod: &PodView) {
+        let snapshot = self.world.snapshot();
+        let demand = engine.demand(pod).unwrap();
+        // Names that no node has make the list long enough for the index to be used.
+        let unknown = |n: usize| format!("unknown-{n}");
+        let lists: [Vec<String>; 3] = [
+            ["n1", "n2", "n3"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain((0..20).map(unknown))
+                .collect(),
+            (0..20).map(unknown).chain(["n3", "n2"].map(str::to_owned)).collect(),
+            (0..20).map(unknown).collect(),
+        ];
+        for _ in 0..2 {
+            let plain = engine.decide(&snapshot, &demand, Candidates::All);
+            assert_eq!(
+                engine.choose(&snapshot, &demand, Candidates::All).as_ref(),
+                plain.winner()
+            );
+            for names in &lists {
+                let plain = engine.decide(&snapshot, &demand, Candidates::Names(names));
+                assert_eq!(
+                    engine.choose(&snapshot, &demand, Candidates::Names(names)).as_ref(),
+                    plain.winner()
+                );
+            }
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         let engine = engine_with(NodePolicy::Binpack, "spread");
         match *step {
@@ -160,6 +192,7 @@ impl Cluster {
                 if engine.demand(&self.pods[at]).unwrap().is_empty() {
                     return;
                 }
+                self.assert_the_index_agrees(&engine, &self.pods[at]);
                 match place(&engine, &mut self.world, &self.pods[at], self.now) {
                     Some(annotations) => self.decided.insert(at, annotations),
                     None => {

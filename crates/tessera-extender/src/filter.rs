@@ -96,8 +96,8 @@ impl App {
         let mut lost = None;
         for _ in 0..TRIES {
             let view = self.books.view();
-            let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(names));
-            let Some(fit) = decision.winner() else {
+            let Some(fit) = self.engine.choose(&view.snapshot, &demand, Candidates::Names(names)) else {
+                let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(names));
                 return self.refuse(pod, demand, &decision, &view).await;
             };
             let at = now();
@@ -137,7 +137,7 @@ impl App {
                         }
                         promise.written = true;
                     }
-                    tracing::debug!(pod = %pod.id, uid = %pod.id.uid, node = %fit.node, fits = decision.fits.len(), refused = decision.refused.len(), "Chose a node.");
+                    tracing::debug!(pod = %pod.id, uid = %pod.id.uid, node = %fit.node, candidates = names.len(), "Chose a node.");
                     let node = promise.node.to_string();
                     self.promise(promise);
                     self.waiting.forget(&pod.id.uid);

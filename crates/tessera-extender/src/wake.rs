@@ -151,11 +151,7 @@ impl App {
         for demand in older {
             // Requests come first.
             tokio::task::yield_now().await;
-            let fits = self
-                .engine
-                .decide(&view.snapshot, &demand, Candidates::All)
-                .best
-                .is_some();
+            let fits = self.engine.choose(&view.snapshot, &demand, Candidates::All).is_some();
             if !self.waiting.claim(&demand.pod.uid, view.freed) || !fits {
                 continue;
             }
