@@ -484,6 +484,37 @@ fn simulated_cards_take_the_place_of_the_driver() {
 }
 
 #[test]
+fn players_have_rights_of_their_own_and_are_off_by_default() {
+    let Some(rendered) = render(&[]) else { return };
+    assert!(!rendered.contains("-players"));
+    let cards = r#"simulate.cards=[{"vendor":"hygon","model":"K100_AI"}]"#;
+    let more = [
+        "--set-json",
+        cards,
+        "--set",
+        "simulate.players.enabled=true,devicePlugin.enabled=false",
+    ];
+    let Some(rendered) = render(&more) else { return };
+    let objects = objects(&rendered);
+    let players = find(&objects, "DaemonSet", "tessera-players");
+    let pod = &players["spec"]["template"]["spec"];
+    assert_eq!(
+        pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"],
+        false
+    );
+    assert_eq!(
+        rights(&objects, "ClusterRole", "tessera-players"),
+        set(&["get nodes", "patch nodes", "get pods", "list pods", "patch pods"])
+    );
+    assert_eq!(
+        data(&objects, "tessera-simulate", "cards.yaml")["cards"][0]["vendor"],
+        "hygon"
+    );
+    // Nobody else may serve the node.
+    assert_eq!(objects.iter().filter(|object| object["kind"] == "DaemonSet").count(), 1);
+}
+
+#[test]
 fn a_machine_file_is_passed_on_word_for_word() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("machine.yaml");
@@ -761,6 +792,15 @@ fn a_wrong_value_is_refused_with_the_reason() {
         (
             "scheduler.replicas=2,scheduler.leaderElect=false",
             "set leaderElect: true or replicas: 1",
+        ),
+        (
+            "simulate.cards[0].vendor=hygon,simulate.cards[0].model=K100_AI",
+            "set simulate.players.enabled to true",
+        ),
+        ("simulate.players.enabled=true", "simulate.cards is empty"),
+        (
+            "simulate.players.mischief={hygon=lazy}",
+            "at '/simulate/players/mischief/0'",
         ),
         ("scheduler.filterMode=all,scheduler.writeAt=filter", "set writeAt: bind"),
         (

@@ -589,6 +589,14 @@ mod tests {
     }
 
     #[test]
+    fn cards_of_other_makers_are_left_to_others() {
+        let text = "cards: [{vendor: ascend, model: 910B3, count: 4}, {vendor: nvidia, model: T4}, {model: T4}]";
+        assert_eq!(MachineSpec::parse(text).unwrap().cards.len(), 2);
+        let error = MachineSpec::parse("cards: [{vendor: ascend, model: 910B3}]").unwrap_err();
+        assert!(error.to_string().contains("at least one card"), "{error}");
+    }
+
+    #[test]
     fn a_wrong_key_is_refused_with_its_line() {
         let error = MachineSpec::parse("cards:\n  - model: T4\n    memory: 5\n").unwrap_err();
         let text = error.to_string();

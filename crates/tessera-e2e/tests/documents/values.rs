@@ -1,6 +1,7 @@
 //! Values of the chart, and numbers for single nodes.
 
 use serde_json::{Value, json};
+use tessera_players::{Mix, Part, known};
 use tessera_wire::config::NodeConfigFile;
 
 use crate::markdown::{pages, read};
@@ -104,7 +105,7 @@ fn chart_values_that_are_named_exist() {
                 for document in documents(&block.text)
                     .into_iter()
                     .flatten()
-                    // A machine to simulate has a file of its own.
+                    // A cards file is no values file.
                     .filter(|object| object["kind"].is_null() && object["cards"].is_null())
                 {
                     let mut paths = Vec::new();
@@ -121,6 +122,42 @@ fn chart_values_that_are_named_exist() {
         .map(|(at, path)| format!("{at}: the chart has no value `{path}`"))
         .collect();
     none(&problems);
+}
+
+#[test]
+fn cards_that_are_shown_can_be_simulated() {
+    let mut seen = 0;
+    for page in pages() {
+        for block in page.blocks().iter().filter(|block| block.kind == "yaml") {
+            for document in documents(&block.text).into_iter().flatten() {
+                let cards = [&document["cards"], &document["simulate"]["cards"]];
+                for list in cards.into_iter().filter(|list| list.is_array()) {
+                    let text = json!({ "cards": list }).to_string();
+                    Mix::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", block.at));
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 1, "only {seen} lists are shown");
+}
+
+#[test]
+fn models_of_players_are_those_of_the_page() {
+    let page = read("docs/simulated-hardware.md");
+    for vendor in known() {
+        assert!(
+            page.contains(&format!("`{vendor}`")),
+            "the page does not name `{vendor}`"
+        );
+        for model in Part::find(vendor).unwrap().models {
+            let name = &model.model;
+            assert!(
+                page.contains(&format!("`{name}`")),
+                "the page does not name `{name}` of {vendor}"
+            );
+        }
+    }
 }
 
 #[test]
