@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-enforce", &["tessera-region"]),
     ("tessera-wire", &["tessera-types"]),
     ("tessera-engine", &["tessera-types", "tessera-wire"]),
+    ("tessera-packing", &[]),
     ("tessera-vendors", &["tessera-types", "tessera-wire", "tessera-engine"]),
     ("tessera-kube", &["tessera-types", "tessera-wire", "tessera-engine"]),
     ("tessera-http", &[]),
@@ -91,6 +92,7 @@ const PURE: &[&str] = &[
     "tessera-engine",
     "tessera-vendors",
     "tessera-enforce",
+    "tessera-packing",
 ];
 
 /// Crates that reach outside of the process.

@@ -1,0 +1,198 @@
+//! The texts of the openb trace: nodes, pods, orders of arrival, ranks of nodes.
+
+use crate::model::{MAX_CARDS, Models, Node, Request, TooMany, WHOLE};
+use crate::workload::Workload;
+
+/// A text that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadTrace {
+    /// A column is missing in the first line.
+    #[error("{file}: no column `{column}` in the first line; found: {found}")]
+    NoColumn {
+        /// Which text.
+        file: String,
+        /// The column that was looked for.
+        column: String,
+        /// The first line.
+        found: String,
+    },
+    /// A value cannot be read.
+    #[error("{file}, line {line}, column `{column}`: `{value}` is not {expected}")]
+    BadValue {
+        /// Which text.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column by name.
+        column: String,
+        /// What stands there.
+        value: String,
+        /// What should stand there.
+        expected: &'static str,
+    },
+    /// More than can be counted.
+    #[error("{file}, line {line}: {source}")]
+    TooMany {
+        /// Which text.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What there are too many of.
+        source: TooMany,
+    },
+}
+
+/// Lines of a text with named columns.
+struct Table<'a> {
+    file: &'a str,
+    header: &'a str,
+    text: &'a str,
+}
+
+impl<'a> Table<'a> {
+    fn new(file: &'a str, text: &'a str) -> Self {
+        Self {
+            file,
+            header: text.lines().next().unwrap_or_default(),
+            text,
+        }
+    }
+
+    fn column(&self, name: &str) -> Result<usize, BadTrace> {
+        let found = self.header.split(',').position(|column| column.trim() == name);
+        found.ok_or_else(|| BadTrace::NoColumn {
+            file: self.file.to_owned(),
+            column: name.to_owned(),
+            found: self.header.to_owned(),
+        })
+    }
+
+    /// Lines after the first, with their numbers; empty ones are left out.
+    fn lines(&self) -> impl Iterator<Item = (usize, Vec<&'a str>)> {
+        let numbered = self.text.lines().enumerate().skip(1);
+        numbered
+            .filter(|(_, line)| !line.trim().is_empty())
+            .map(|(index, line)| (index + 1, line.split(',').map(str::trim).collect()))
+    }
+
+    fn number<T: std::str::FromStr>(&self, line: usize, cells: &[&str], column: usize) -> Result<T, BadTrace> {
+        let value = cells.get(column).copied().unwrap_or_default();
+        value
+            .parse()
+            .map_err(|_| self.bad(line, column, value, "a whole number in range"))
+    }
+
+    fn bad(&self, line: usize, column: usize, value: &str, expected: &'static str) -> BadTrace {
+        BadTrace::BadValue {
+            file: self.file.to_owned(),
+            line,
+            column: self.header.split(',').nth(column).unwrap_or_default().to_owned(),
+            value: value.to_owned(),
+            expected,
+        }
+    }
+}
+
+/// Reads a node list (`sn,cpu_milli,memory_mib,gpu,model`); `file` names it in errors.
+///
+/// # Errors
+/// [`BadTrace`] with the line and column.
+pub fn nodes(file: &str, text: &str) -> Result<(Vec<Node>, Models), BadTrace> {
+    let table = Table::new(file, text);
+    let [cpu, memory, cards, model] = [
+        table.column("cpu_milli")?,
+        table.column("memory_mib")?,
+        table.column("gpu")?,
+        table.column("model")?,
+    ];
+    let mut models = Models::default();
+    let mut nodes = Vec::new();
+    for (line, cells) in table.lines() {
+        let count: u8 = table.number(line, &cells, cards)?;
+        let over = |source| BadTrace::TooMany {
+            file: file.to_owned(),
+            line,
+            source,
+        };
+        if usize::from(count) > MAX_CARDS {
+            return Err(over(TooMany {
+                what: "cards on one node",
+                found: usize::from(count),
+                most: MAX_CARDS,
+            }));
+        }
+        nodes.push(Node {
+            cpu: table.number(line, &cells, cpu)?,
+            memory: table.number(line, &cells, memory)?,
+            cards: count,
+            model: models
+                .intern(cells.get(model).copied().unwrap_or_default())
+                .map_err(over)?,
+        });
+    }
+    Ok((nodes, models))
+}
+
+/// Reads a pod list and counts its classes; `file` names it in errors.
+///
+/// # Errors
+/// [`BadTrace`] with the line and column, also for a pod that asks for several shares or for a share of 0.
+pub fn pods(file: &str, text: &str, models: &Models) -> Result<(Vec<Request>, Workload), BadTrace> {
+    let table = Table::new(file, text);
+    let [cpu, memory, count, milli, spec] = [
+        table.column("cpu_milli")?,
+        table.column("memory_mib")?,
+        table.column("num_gpu")?,
+        table.column("gpu_milli")?,
+        table.column("gpu_spec")?,
+    ];
+    let mut requests = Vec::new();
+    let mut workload = Workload::new();
+    for (line, cells) in table.lines() {
+        let cards: u8 = table.number(line, &cells, count)?;
+        let part: u32 = if cards == 0 {
+            0
+        } else {
+            table.number(line, &cells, milli)?
+        };
+        let whole_or_share = cards == 0 || part == WHOLE || (cards == 1 && part > 0 && part < WHOLE);
+        if !whole_or_share || usize::from(cards) > MAX_CARDS {
+            let value = cells.get(milli).copied().unwrap_or_default();
+            return Err(table.bad(
+                line,
+                milli,
+                value,
+                "a share of one card (1 to 999) or 1000 for each of up to 8 cards",
+            ));
+        }
+        let named = cells.get(spec).copied().unwrap_or_default();
+        let request = Request {
+            cpu: table.number(line, &cells, cpu)?,
+            memory: table.number(line, &cells, memory)?,
+            count: cards,
+            milli: part,
+            models: models.set(named),
+        };
+        workload.see(&request, named);
+        requests.push(request);
+    }
+    Ok((requests, workload))
+}
+
+/// Reads the column of one seed: rows of pods in order of arrival, or the rank of each node. It ends at the first
+/// blank.
+///
+/// # Errors
+/// [`BadTrace`] with the line and column.
+pub fn seed_column(file: &str, text: &str, seed: u32) -> Result<Vec<u32>, BadTrace> {
+    let table = Table::new(file, text);
+    let column = table.column(&seed.to_string())?;
+    let mut values = Vec::new();
+    for (line, cells) in table.lines() {
+        if cells.get(column).is_none_or(|cell| cell.is_empty()) {
+            break;
+        }
+        values.push(table.number(line, &cells, column)?);
+    }
+    Ok(values)
+}
