@@ -13,6 +13,7 @@ use crate::tool;
 const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-types", &[]),
     ("tessera-region", &[]),
+    ("tessera-turns", &[]),
     ("tessera-enforce", &["tessera-region"]),
     ("tessera-wire", &["tessera-types"]),
     ("tessera-engine", &["tessera-types", "tessera-wire"]),
