@@ -36,12 +36,12 @@ pub enum CardsError {
         fault: String,
     },
     /// A maker that nobody plays.
-    #[error("cards[{at}].vendor: {source}")]
+    #[error("cards[{at}].vendor: {fault}")]
     Vendor {
         /// Position, from 0.
         at: usize,
         /// Which are known.
-        source: PartError,
+        fault: PartError,
     },
     /// A model that the maker's player does not have.
     #[error("cards[{at}].model: `{model}` is no model of {vendor}; known are {known}")]
@@ -152,7 +152,7 @@ impl Mix {
             at,
             fault: error.to_string(),
         })?;
-        let part = Part::find(&entry.vendor).map_err(|source| CardsError::Vendor { at, source })?;
+        let part = Part::find(&entry.vendor).map_err(|fault| CardsError::Vendor { at, fault })?;
         if !part.models.iter().any(|model| model.model == entry.model) {
             let known: Vec<&str> = part.models.iter().map(|model| model.model.as_str()).collect();
             return Err(CardsError::Model {

@@ -53,7 +53,7 @@ pub enum PlayError {
     #[error(transparent)]
     Text(#[from] UnknownWord),
     /// The kubelet cannot be served.
-    #[error("serving {resource}: {source}")]
+    #[error("serving {resource}")]
     Serve {
         /// The resource.
         resource: String,
