@@ -12,12 +12,16 @@ use tessera_testcluster::Progress;
 
 use crate::tool;
 
-/// Decisions counted; the difference to a run without any is theirs.
-const DECISIONS: u64 = 200;
+/// Decisions counted; the difference to a run with fewer is theirs.
+const DECISIONS: u64 = 2000;
+/// Decisions of which the first of a shape, which ask every node, are part.
+const FIRST: u64 = 200;
+/// Decisions counted where each one asks every node.
+const COLD: u64 = 200;
 
 pub(crate) fn run() -> Result<ExitCode> {
     let artefacts = Artefacts::build(Profile::Release)?;
-    tool::say("## Decision: instructions, 1,000 nodes x 8 cards, 2,000 pods (callgrind)");
+    tool::say("## Decision: instructions, nodes x 8 cards, 2 pods a node (callgrind)");
     tool::run(
         "building the example",
         tool::cargo().args([
@@ -30,9 +34,19 @@ pub(crate) fn run() -> Result<ExitCode> {
             "decide_cost",
         ]),
     )?;
-    for mode in ["warm", "cold"] {
-        let per_call = (instructions(DECISIONS, mode)? - instructions(0, mode)?) / DECISIONS;
-        tool::say(&format!("{mode}: {per_call} instructions a decision"));
+    for nodes in [1000, 10_000] {
+        let count = |decisions| instructions(decisions, "warm", nodes);
+        let per_call = count(FIRST + DECISIONS)?.saturating_sub(count(FIRST)?) / DECISIONS;
+        tool::say(&format!("warm, {nodes} nodes: {per_call} instructions a decision"));
+    }
+    let cold = |decisions| instructions(decisions, "cold", 1000);
+    let per_call = cold(COLD)?.saturating_sub(cold(0)?) / COLD;
+    tool::say(&format!("cold, 1000 nodes: {per_call} instructions a decision"));
+    tool::say("## Decision: time and memory, eight shapes in turn, one node changed between two");
+    for nodes in [5000_u32, 10_000] {
+        let mut command = Command::new(product::root().join("target/release/examples/decide_cost"));
+        let size = [nodes.to_string(), (nodes * 20).to_string()];
+        tool::run("decide_cost", command.args(["2000", "times"]).args(size))?;
     }
     tool::say("## Extender over HTTP on loopback, same size");
     for mode in ["one", "all"] {
@@ -50,12 +64,17 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn instructions(decisions: u64, mode: &str) -> Result<u64> {
+fn instructions(decisions: u64, mode: &str, nodes: u32) -> Result<u64> {
     let out = product::root().join("target/callgrind.decide");
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())])
         .arg(product::root().join("target/release/examples/decide_cost"))
-        .args([&decisions.to_string(), mode])
+        .args([
+            &decisions.to_string(),
+            mode,
+            &nodes.to_string(),
+            &(nodes * 2).to_string(),
+        ])
         .output()
         .context("starting valgrind (Debian package valgrind)")?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
