@@ -178,6 +178,19 @@ imagePullSecrets:
 {{- toJson (uniq $names) -}}
 {{- end -}}
 
+{{/* The managed names that nodes state amounts of and that kube-scheduler therefore counts itself, as
+     under HAMi: the makers' plugins offer memory and compute of Cambricon's and Moore Threads' cards. */}}
+{{- define "tessera.countedResources" -}}
+{{- $sections := include "tessera.sectionsInEffect" . | fromJson -}}
+{{- $names := list -}}
+{{- range $class := list "cambricon" "mthreads" -}}
+{{- range $key := list "resourceMemoryName" "resourceCoreName" -}}
+{{- with dig $class $key "" $sections -}}{{- $names = append $names . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
 {{- define "tessera.ownCertificate" -}}
 {{- if not (or .Values.scheduler.certManager.enabled .Values.scheduler.admissionWebhook.tlsSecretName) -}}yes{{- end -}}
 {{- end -}}
