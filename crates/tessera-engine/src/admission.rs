@@ -175,6 +175,7 @@ fn review_own(
         }
     }
     let any = uses_device.contains(&true);
+    warn_zero_counts(&view, engine, &mut change.warnings);
     if any {
         if let Some(container) = view.containers.iter().find(|container| container.privileged) {
             return Verdict::deny(
@@ -459,6 +460,29 @@ fn warn_ask(
         }
     }
     warnings
+}
+
+/// Amounts of no card: the container gets none, which is seldom what they are written for.
+fn warn_zero_counts(pod: &PodView, engine: &Engine, warnings: &mut Vec<String>) {
+    for container in &pod.containers {
+        for vendor in engine.vendors().iter() {
+            let names = vendor.names();
+            let Some(count) = names.count.as_deref() else { continue };
+            let amount = |name: &str| container.amount(name).and_then(Quantity::as_integer);
+            if amount(count) != Some(0) {
+                continue;
+            }
+            if let Some(beside) = names
+                .managed()
+                .find(|name| amount(name).is_some_and(|amount| amount != 0))
+            {
+                warnings.push(format!(
+                    "container `{}`: `{count}` is 0, so `{beside}` has no effect and the container gets no card",
+                    container.name
+                ));
+            }
+        }
+    }
 }
 
 /// What the pod would take out of a quota: sidecars, and the larger of its app containers and its greediest init
