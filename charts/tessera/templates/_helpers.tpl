@@ -191,6 +191,23 @@ imagePullSecrets:
 {{- toJson $names -}}
 {{- end -}}
 
+{{/* The names of the classes that are off. The webhook sees pods with them too, to say so. */}}
+{{- define "tessera.notEnabledResources" -}}
+{{- $names := list -}}
+{{- if .Values.scheduler.refuseNotEnabled -}}
+{{- $values := .Values | toJson | fromJson -}}
+{{- range $class, $_ := omit $values.devices "nvidia" -}}
+{{- $_ := set (get $values.devices $class) "enabled" true -}}
+{{- end -}}
+{{- $all := include "tessera.sections" (dict "Values" $values) | fromYaml | include "tessera.resourceNames" | fromJsonArray -}}
+{{- $managed := include "tessera.managedResources" . | fromJsonArray -}}
+{{- range $all -}}
+{{- if not (has . $managed) -}}{{- $names = append $names . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (uniq $names) -}}
+{{- end -}}
+
 {{- define "tessera.ownCertificate" -}}
 {{- if not (or .Values.scheduler.certManager.enabled .Values.scheduler.admissionWebhook.tlsSecretName) -}}yes{{- end -}}
 {{- end -}}

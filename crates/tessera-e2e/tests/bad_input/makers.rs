@@ -127,6 +127,38 @@ fn pod(maker: &Maker, limits: &[(&str, &str)]) -> Value {
     })
 }
 
+/// Asks for cards of a class in a cluster where only NVIDIA's class is switched on.
+fn not_enabled(maker: &'static Maker) -> Made {
+    let engine = Engine::new(
+        tessera_vendors::from_config(&DeviceConfig::from_yaml("nvidia: {}").unwrap()),
+        Defaults::default(),
+    );
+    let mut world = World::new(Arc::clone(engine.vendors()));
+    world.set_node(&node(&MAKERS[0], None));
+    let settings = Settings {
+        not_enabled: tessera_vendors::not_enabled(engine.vendors()),
+        ..Settings::default()
+    };
+    let message = match review(
+        &pod(maker, maker.good),
+        "default",
+        &settings,
+        &engine,
+        &world.snapshot(),
+    ) {
+        Verdict::Deny { text, .. } => text,
+        allowed @ Verdict::Allow { .. } => format!("not refused: {allowed:?}"),
+    };
+    Made {
+        maker,
+        did: "the same where the class is not switched on".to_owned(),
+        place: REFUSED,
+        message,
+        silent: false,
+        names: vec!["of the device configuration".to_owned()],
+    }
+}
+
 const REFUSED: &str = "`kubectl` refuses the pod";
 const WARNED: &str = "`kubectl` warns; the pod is created";
 const EVENT: &str = "event of the pod";
@@ -232,6 +264,9 @@ fn mistakes(maker: &'static Maker) -> Vec<Made> {
         pod["metadata"]["annotations"][*key] = json!(value);
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         made.push(see(maker, format!("annotation `{key}: {value}`"), &pod, names));
+    }
+    if maker.class != "NVIDIA" {
+        made.push(not_enabled(maker));
     }
     if maker.register.is_some() {
         for register in ["nonsense", "[{\"id\":"] {
