@@ -178,6 +178,36 @@ imagePullSecrets:
 {{- toJson (uniq $names) -}}
 {{- end -}}
 
+{{/* The managed names that nodes state amounts of and that kube-scheduler therefore counts itself, as
+     under HAMi: the makers' plugins offer memory and compute of Cambricon's and Moore Threads' cards. */}}
+{{- define "tessera.countedResources" -}}
+{{- $sections := include "tessera.sectionsInEffect" . | fromJson -}}
+{{- $names := list -}}
+{{- range $class := list "cambricon" "mthreads" -}}
+{{- range $key := list "resourceMemoryName" "resourceCoreName" -}}
+{{- with dig $class $key "" $sections -}}{{- $names = append $names . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* The names of the classes that are off. The webhook sees pods with them too, to say so. */}}
+{{- define "tessera.notEnabledResources" -}}
+{{- $names := list -}}
+{{- if .Values.scheduler.refuseNotEnabled -}}
+{{- $values := .Values | toJson | fromJson -}}
+{{- range $class, $_ := omit $values.devices "nvidia" -}}
+{{- $_ := set (get $values.devices $class) "enabled" true -}}
+{{- end -}}
+{{- $all := include "tessera.sections" (dict "Values" $values) | fromYaml | include "tessera.resourceNames" | fromJsonArray -}}
+{{- $managed := include "tessera.managedResources" . | fromJsonArray -}}
+{{- range $all -}}
+{{- if not (has . $managed) -}}{{- $names = append $names . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (uniq $names) -}}
+{{- end -}}
+
 {{- define "tessera.ownCertificate" -}}
 {{- if not (or .Values.scheduler.certManager.enabled .Values.scheduler.admissionWebhook.tlsSecretName) -}}yes{{- end -}}
 {{- end -}}

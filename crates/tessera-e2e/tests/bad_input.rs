@@ -18,6 +18,8 @@ mod agent;
 mod bind;
 #[path = "bad_input/container.rs"]
 mod container;
+#[path = "bad_input/makers.rs"]
+mod makers;
 #[path = "bad_input/placing.rs"]
 mod placing;
 #[path = "bad_input/process.rs"]
@@ -101,6 +103,11 @@ fn a_container_without_a_usable_grant_says_why_and_gets_no_card() {
 }
 
 #[test]
+fn the_names_of_every_maker_are_checked_alike() {
+    makers::check(&makers::all());
+}
+
+#[test]
 fn the_page_has_every_row() {
     let parts = parts();
     let mut ids = BTreeSet::new();
@@ -108,7 +115,7 @@ fn the_page_has_every_row() {
         assert!(ids.insert(row.id), "`{}` is there twice", row.id);
     }
     let path = product::root().join("docs/bad-input.md");
-    let wanted = page(&parts);
+    let wanted = page(&parts) + &makers::page(&makers::all());
     if std::env::var_os("TESSERA_BLESS").is_some() {
         std::fs::write(&path, &wanted).unwrap();
     }

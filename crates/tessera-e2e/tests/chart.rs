@@ -579,9 +579,20 @@ fn kube_scheduler_asks_the_neighbour_in_its_pod() {
         ] {
             assert!(managed.contains_key(name), "{name}");
         }
-        assert!(
-            managed.values().all(|ignored| *ignored),
-            "kube-scheduler would count a resource whose amount no node states"
+        // kube-scheduler counts what the makers' plugins state amounts of; any other name is on no node.
+        let counted: Vec<&str> = managed
+            .iter()
+            .filter(|(_, ignored)| !**ignored)
+            .map(|(name, _)| *name)
+            .collect();
+        assert_eq!(
+            counted,
+            [
+                "cambricon.com/mlu.smlu.vcore",
+                "cambricon.com/mlu.smlu.vmemory",
+                "mthreads.com/sgpu-core",
+                "mthreads.com/sgpu-memory",
+            ]
         );
         let address = extender["urlPrefix"].as_str().unwrap().strip_prefix("http://").unwrap();
         assert!(
@@ -641,6 +652,24 @@ fn what_the_extender_manages_is_what_the_classes_understand() {
             .iter()
             .map(|resource| resource["name"].as_str().unwrap().to_owned())
             .collect();
+        // Of the classes that are off the webhook sees the pods, to refuse them.
+        let hook = &find(&objects, "MutatingWebhookConfiguration", "tessera-webhook")["webhooks"][0];
+        let seen = hook["matchConditions"][0]["expression"].as_str().unwrap();
+        let off = tessera_vendors::not_enabled(&classes);
+        assert!(!off.is_empty() || ascend, "{set}");
+        for name in off.keys() {
+            assert!(
+                seen.contains(&format!("'{name}'")),
+                "{set}: the webhook does not see {name}"
+            );
+        }
+        let named = seen.split('\'').skip(1).step_by(2).collect::<BTreeSet<_>>();
+        for name in named.into_iter().filter(|name| !name.starts_with("tessera.dev/")) {
+            assert!(
+                managed.contains(name) || off.contains_key(name),
+                "{set}: nobody answers for {name}"
+            );
+        }
         let missing: Vec<&String> = understood.difference(&managed).collect();
         assert!(missing.is_empty(), "{set}: understood but not managed: {missing:?}");
         let unknown: Vec<&String> = managed.difference(&understood).collect();

@@ -35,6 +35,9 @@ pub struct Settings {
     pub trusted_users: Vec<String>,
     /// Groups of such users.
     pub trusted_groups: Vec<String>,
+    /// Resources of classes that are not switched on, each with the section of the configuration that would. A pod that
+    /// asks for one which no node offers either is refused. Empty refuses none.
+    pub not_enabled: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -45,6 +48,7 @@ impl Default for Settings {
             reserved_env: Vec::new(),
             trusted_users: Vec::new(),
             trusted_groups: vec!["system:masters".to_owned(), "system:nodes".to_owned()],
+            not_enabled: BTreeMap::new(),
         }
     }
 }
@@ -153,6 +157,9 @@ fn review_own(
         }
     }
 
+    if let Some(error) = not_enabled(&view, settings, snapshot) {
+        return Verdict::deny(422, error.to_string());
+    }
     let mut edits: Vec<ContainerEdit<'_>> = view.containers.iter().map(ContainerEdit::new).collect();
     let mut uses_device = vec![false; edits.len()];
     let mut runtime_class = None;
@@ -175,6 +182,7 @@ fn review_own(
         }
     }
     let any = uses_device.contains(&true);
+    warn_zero_counts(&view, engine, &mut change.warnings);
     if any {
         if let Some(container) = view.containers.iter().find(|container| container.privileged) {
             return Verdict::deny(
@@ -255,6 +263,31 @@ fn review_own(
     }
     warn_unknown_annotations(&view, engine, any, &mut change);
     change.allow(None)
+}
+
+/// A name that nobody serves: its class is not switched on, and no node offers it by a plain plugin either. The pod
+/// would wait for ever.
+fn not_enabled(pod: &PodView, settings: &Settings, snapshot: &Snapshot) -> Option<RequestError> {
+    for container in &pod.containers {
+        for name in container.limits.keys().chain(container.requests.keys()) {
+            let Some(section) = settings.not_enabled.get(name) else {
+                continue;
+            };
+            let nothing = container.amount(name).and_then(Quantity::as_integer) == Some(0);
+            if nothing || snapshot.node_count() == 0 || snapshot.offers(name) {
+                continue;
+            }
+            return Some(RequestError::resource(
+                &container.name,
+                name,
+                "cards of this name are not served: no class that is switched on has it, and no node offers it",
+                format!(
+                    "have it named in section `{section}` of the device configuration, or ask for cards of another maker"
+                ),
+            ));
+        }
+    }
+    None
 }
 
 /// Whether the update of a pod may pass: allocation annotations are written by a scheduler and a node agent, never by
@@ -459,6 +492,29 @@ fn warn_ask(
         }
     }
     warnings
+}
+
+/// Amounts of no card: the container gets none, which is seldom what they are written for.
+fn warn_zero_counts(pod: &PodView, engine: &Engine, warnings: &mut Vec<String>) {
+    for container in &pod.containers {
+        for vendor in engine.vendors().iter() {
+            let names = vendor.names();
+            let Some(count) = names.count.as_deref() else { continue };
+            let amount = |name: &str| container.amount(name).and_then(Quantity::as_integer);
+            if amount(count) != Some(0) {
+                continue;
+            }
+            if let Some(beside) = names
+                .managed()
+                .find(|name| amount(name).is_some_and(|amount| amount != 0))
+            {
+                warnings.push(format!(
+                    "container `{}`: `{count}` is 0, so `{beside}` has no effect and the container gets no card",
+                    container.name
+                ));
+            }
+        }
+    }
 }
 
 /// What the pod would take out of a quota: sidecars, and the larger of its app containers and its greediest init

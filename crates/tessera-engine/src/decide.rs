@@ -277,6 +277,7 @@ impl Engine {
                 closed_by_node: None,
                 facts: BTreeMap::new(),
             }],
+            others: Vec::new(),
         };
         let usage = cards
             .iter()

@@ -87,6 +87,8 @@ pub(crate) struct NodeFacts {
     /// Same positions: kept free by an administrator.
     pub(crate) cordoned: Vec<bool>,
     pub(crate) classes: Vec<ClassOnNode>,
+    /// Extended resources that the node offers and no class manages, in order of names.
+    pub(crate) others: Vec<Box<str>>,
 }
 
 /// A node with its cards, their usage and the bookings on it.

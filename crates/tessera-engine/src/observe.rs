@@ -103,14 +103,16 @@ pub(crate) fn derive(vendors: &Vendors, pod: &PodView) -> (Option<Booking>, Vec<
 /// Whether the pod asks for a device by any name: one of ours, or an extended resource that is not (any more). The
 /// second keeps pods booked that were made before a resource was renamed in the configuration.
 fn asks_devices(vendors: &Vendors, pod: &PodView) -> bool {
-    let extended = |name: &str| {
-        name.split_once('/')
-            .is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
-    };
     pod.containers
         .iter()
         .flat_map(|container| container.limits.keys().chain(container.requests.keys()))
         .any(|name| vendors.manages(name) || extended(name))
+}
+
+/// Whether it is the name of something that only device plugins and administrators add to a node.
+fn extended(name: &str) -> bool {
+    name.split_once('/')
+        .is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
 }
 
 pub(crate) fn no_facts(name: NodeName) -> NodeFacts {
@@ -120,6 +122,7 @@ pub(crate) fn no_facts(name: NodeName) -> NodeFacts {
         served: Vec::new(),
         cordoned: Vec::new(),
         classes: Vec::new(),
+        others: Vec::new(),
     }
 }
 
@@ -138,6 +141,12 @@ pub(crate) fn facts(
 ) -> (NodeFacts, Vec<(Keyword, NodeProblem)>) {
     let cordon = comma_list(node.annotations.get(keys::DEVICE_CORDON).map(String::as_str)).unwrap_or_default();
     let mut facts = no_facts(node.name.clone());
+    facts.others = node
+        .allocatable
+        .keys()
+        .filter(|name| extended(name) && node.allocatable_count(name) > 0 && !vendors.manages(name))
+        .map(|name| name.as_str().into())
+        .collect();
     let mut problems = Vec::new();
     for vendor in vendors {
         let class = vendor.keyword();

@@ -229,6 +229,13 @@ impl Snapshot {
         sizes
     }
 
+    /// Whether some node offers an extended resource that no class manages: a plain device plugin is there for it.
+    #[must_use]
+    pub fn offers(&self, resource: &str) -> bool {
+        self.nodes()
+            .any(|node| node.facts.others.iter().any(|name| **name == *resource))
+    }
+
     /// The largest number of cards of a class on any node.
     #[must_use]
     pub fn cards_max(&self, class: &Keyword) -> usize {

@@ -115,7 +115,7 @@ pub fn reason(reason: &Reason) -> String {
                 amount(dimension, reason.what.as_deref(), wanted)
             )
         }
-        (ReasonKind::ClassRule, None, _) if reason.what.is_some() => {
+        (ReasonKind::ClassRule | ReasonKind::ModeMismatch, None, _) if reason.what.is_some() => {
             format!("{card} {}", reason.what.as_deref().unwrap_or_default())
         }
         (kind, _, _) => format!("{card} {}", verdict(kind)),
@@ -176,7 +176,13 @@ pub fn node(refusal: &NodeRefusal) -> String {
             kinds.push(reason.kind);
         }
     }
-    let clauses: Vec<String> = kinds.into_iter().map(|kind| group(kind, cards, reasons)).collect();
+    let clause = |kind| match (kind, refusal) {
+        (ReasonKind::TooFewCards, NodeRefusal::Cards { class, cards: 0, .. }) => {
+            format!("the node has no {class} card")
+        }
+        _ => group(kind, cards, reasons),
+    };
+    let clauses: Vec<String> = kinds.into_iter().map(clause).collect();
     clauses.join(", ")
 }
 
@@ -196,7 +202,9 @@ fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
                 ReasonKind::MemoryShort => "short of memory",
                 ReasonKind::CoresShort => "short of compute",
                 ReasonKind::AmountShort => "short",
-                ReasonKind::ClassRule if nearest.what.is_some() => nearest.what.as_deref().unwrap_or_default(),
+                ReasonKind::ClassRule | ReasonKind::ModeMismatch if nearest.what.is_some() => {
+                    nearest.what.as_deref().unwrap_or_default()
+                }
                 ReasonKind::SlotsExhausted => "without a free slot",
                 ReasonKind::ComputeExhausted => "with all compute promised",
                 ReasonKind::Unhealthy | ReasonKind::UnhealthyCard => "not working",
@@ -258,7 +266,7 @@ fn attainable(reasons: &[Reason], kind: ReasonKind, count: u32) -> Option<&Reaso
 fn remedy(decision: &Decision, demand: &Demand) -> String {
     let mut best: Option<Remedy> = None;
     let mut kinds: BTreeMap<ReasonKind, usize> = BTreeMap::new();
-    let (mut unregistered, mut closed) = (false, false);
+    let (mut unregistered, mut closed, mut not_offered) = (false, false, false);
     for (name, refusal) in &decision.refused {
         let NodeRefusal::Cards {
             class,
@@ -275,6 +283,7 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         };
         for reason in reasons {
             *kinds.entry(reason.kind).or_default() += 1;
+            not_offered |= reason.kind == ReasonKind::ModeMismatch && reason.what.is_some();
         }
         let ask = usize::try_from(*container)
             .ok()
@@ -319,6 +328,8 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         "Wait for an unused card, or ask for less than a whole one."
     } else if has(ReasonKind::NoPlacement) {
         "Ask for a smaller instance, or wait for instances to be released."
+    } else if not_offered {
+        "Ask for a size that the cards offer."
     } else if has(ReasonKind::ModelMismatch)
         || has(ReasonKind::CardMode)
         || has(ReasonKind::ModeMismatch)

@@ -291,6 +291,7 @@ impl World {
             served: facts.served.clone(),
             cordoned: facts.cordoned.clone(),
             classes,
+            others: facts.others.clone(),
         };
         self.put_facts(facts)
     }

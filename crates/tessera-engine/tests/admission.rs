@@ -355,3 +355,40 @@ fn a_patch_reads_as_rfc_6902() {
         json!({"op": "add", "path": "/spec/schedulerName", "value": "x"})
     );
 }
+
+#[test]
+fn a_class_that_is_not_enabled_is_told_unless_a_node_offers_it() {
+    let mut cluster = cluster();
+    cluster.settings.not_enabled = tessera_vendors::not_enabled(cluster.engine.vendors());
+    for (name, section) in [
+        ("metax-tech.com/sgpu", "metax"),
+        ("huawei.com/Ascend910B3-memory", "vnpus"),
+        ("iluvatar.ai/BI-V150.vMem", "iluvatars"),
+        ("amd.com/gpu", "amd"),
+    ] {
+        let (code, text) = cluster.refusal(&pod(json!({name: "1"})));
+        assert_eq!(code, 422);
+        assert!(text.contains(name) && text.contains(&format!("`{section}`")), "{text}");
+        cluster.allowed(&pod(json!({name: "0"})));
+    }
+    // Beside a class that is on it is a mistake as well; a pod of another scheduler is that scheduler's business.
+    cluster.refusal(&pod(json!({"nvidia.com/gpu": "1", "amd.com/gpu": "1"})));
+    let mut foreign = pod(json!({"amd.com/gpu": "1"}));
+    foreign["spec"]["schedulerName"] = json!("another");
+    assert_eq!(cluster.allowed(&foreign).0, json!([]));
+    // The maker's plain plugin serves it, without Tessera.
+    let mut node = json!({"metadata": {"name": "n2"}, "status": {"allocatable": {"amd.com/gpu": "8"}}});
+    cluster.world.set_node(&NodeView::from_json(&node).unwrap());
+    assert_eq!(cluster.allowed(&pod(json!({"amd.com/gpu": "1"}))).0, json!([]));
+    cluster.refusal(&pod(json!({"amd.com/gpu": "1", "amd.com/gpumem": "100"})));
+    node["status"]["allocatable"]["amd.com/gpu"] = json!("0");
+    cluster.world.set_node(&NodeView::from_json(&node).unwrap());
+    cluster.refusal(&pod(json!({"amd.com/gpu": "1"})));
+    // Names that mean nothing to anybody are not touched.
+    assert_eq!(cluster.allowed(&pod(json!({"example.com/widget": "1"}))).0, json!([]));
+    // Before the nodes are known nothing is refused.
+    let empty = World::new(Arc::clone(cluster.engine.vendors()));
+    let amd = pod(json!({"amd.com/gpu": "1"}));
+    let verdict = review(&amd, "default", &cluster.settings, &cluster.engine, &empty.snapshot());
+    assert!(matches!(verdict, Verdict::Allow { .. }));
+}

@@ -1,6 +1,6 @@
 //! Admission: transport in, the engine's verdict out.
 
-use tessera_engine::admission;
+use tessera_engine::{Vendors, admission};
 use tessera_http::BodyError;
 use tessera_wire::admission::{Answer, Review, ReviewVersion};
 
@@ -10,12 +10,16 @@ use crate::args::SchedulerArgs;
 /// How pods are admitted, as the flags say. Trusted to write allocations are cluster administrators, kubelets,
 /// kube-scheduler and the service accounts of our own namespace and of `kube-system`, where device plugins of
 /// other makers live.
-pub(crate) fn settings(args: &SchedulerArgs) -> admission::Settings {
+pub(crate) fn settings(args: &SchedulerArgs, vendors: &Vendors) -> admission::Settings {
     let mut settings = admission::Settings {
         scheduler_name: args.scheduler_name.clone(),
         force_overwrite_default_scheduler: args.force_overwrite,
         ..admission::Settings::default()
     };
+    // With a selector some nodes are unknown, and what they offer is too.
+    if args.refuse_not_enabled && args.node_labels.is_none() {
+        settings.not_enabled = tessera_vendors::not_enabled(vendors);
+    }
     settings.trusted_users.push("system:kube-scheduler".to_owned());
     for namespace in [args.namespace.as_str(), "kube-system"] {
         settings

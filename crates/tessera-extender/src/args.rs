@@ -154,6 +154,11 @@ pub struct SchedulerArgs {
     #[arg(long = "force-overwrite-default-scheduler", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub force_overwrite: bool,
 
+    /// Refuse a pod that asks for cards of a class which is not switched on and of which no node offers any, instead of
+    /// letting it wait for ever.
+    #[arg(long = "refuse-not-enabled", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub refuse_not_enabled: bool,
+
     /// Several replicas run: answer only beside the kube-scheduler that leads, and elect one for shared chores.
     #[arg(long = "leader-elect", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub leader_elect: bool,

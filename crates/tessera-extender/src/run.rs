@@ -164,6 +164,7 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
         health: health.clone(),
     };
 
+    let admit = admit::settings(&args, &vendors);
     let (books, inputs, keeper) = books::open(Arc::clone(&vendors), SteadyClock::default(), background.clone());
     tasks.spawn("books", keeper);
     let freshness = spawn_watches(&mut tasks, &client, &args, &inputs, &background);
@@ -206,7 +207,7 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
             assume_time: args.assume_time,
             sync_wait: SYNC_WAIT,
             lock_retry: args.node_lock_retry,
-            admit: admit::settings(&args),
+            admit,
         },
     );
     tasks.spawn("wake", Arc::clone(&app).wake_waiting(background.clone()));

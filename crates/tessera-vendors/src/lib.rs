@@ -16,6 +16,7 @@ pub mod gaudi;
 pub mod hygon;
 pub mod iluvatar;
 pub mod intel;
+mod known;
 pub mod kunlun;
 pub mod metax;
 pub mod mthreads;
@@ -24,6 +25,8 @@ pub mod nvidia;
 mod pool;
 mod texts;
 pub mod vastai;
+
+pub use known::not_enabled;
 
 /// The classes that a configuration names, each module in one line. Classes with the same keyword: the first stays.
 #[must_use]

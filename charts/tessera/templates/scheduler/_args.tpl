@@ -30,6 +30,7 @@
 - --write-at={{ $s.writeAt }}
 - --metrics-bind-address={{ $s.metricsBindAddress }}
 - --force-overwrite-default-scheduler={{ $s.forceOverwriteDefaultScheduler }}
+- --refuse-not-enabled={{ $s.refuseNotEnabled }}
 - --leader-elect={{ $s.leaderElect }}
 {{- if and $s.leaderElect $s.kubeScheduler.enabled }}
 - --leader-elect-resource-name={{ .Values.schedulerName }}

@@ -62,18 +62,25 @@ pub(crate) fn page(parts: &[Part]) -> String {
     );
     for part in parts {
         write!(text, "\n## {}\n\n{}\n\n", part.title, part.about).unwrap();
-        text.push_str("| what you did | where you see it | message |\n| --- | --- | --- |\n");
+        text.push_str(HEAD);
         for row in &part.rows {
-            let lines: Vec<String> = row
-                .message
-                .lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(code)
-                .collect();
-            writeln!(text, "| {} | {} | {} |", cell(row.did), row.place, lines.join("<br>")).unwrap();
+            text.push_str(&line(row.did, row.place, row.message));
         }
     }
     text
+}
+
+/// Over the rows of a part.
+pub(crate) const HEAD: &str = "| what you did | where you see it | message |\n| --- | --- | --- |\n";
+
+/// One row of the page.
+pub(crate) fn line(did: &str, place: &str, message: &str) -> String {
+    let lines: Vec<String> = message
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(code)
+        .collect();
+    format!("| {} | {place} | {} |\n", cell(did), lines.join("<br>"))
 }
 
 fn cell(text: &str) -> String {

@@ -502,10 +502,18 @@ impl Vendor for AwsNeuron {
         }
         match quantity.whole() {
             Whole::Exact(value) if value <= 0 => refuse("must be greater than 0".to_owned()),
-            Whole::Exact(value) if value <= WIRE_MAX => Ok(Admit {
-                uses_device: true,
-                ..Admit::default()
-            }),
+            Whole::Exact(value) if value <= WIRE_MAX => {
+                let beside = self
+                    .core_name()
+                    .filter(|cores| !by_cores && container.amount(cores).is_some());
+                let warn =
+                    |cores| format!("container `{owner}`: `{cores}` has no effect beside `{name}`; keep one of them");
+                Ok(Admit {
+                    uses_device: true,
+                    warnings: beside.map(warn).into_iter().collect(),
+                    ..Admit::default()
+                })
+            }
             Whole::Exact(_) | Whole::TooLarge => refuse(format!("must not exceed {WIRE_MAX}")),
             Whole::Fraction => refuse("must be an integer".to_owned()),
         }

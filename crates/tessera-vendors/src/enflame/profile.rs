@@ -1,5 +1,7 @@
 //! Partition sizes of a card, and which one a request means.
 
+use std::fmt;
+
 use tessera_types::{Card, Cores, Mib, MigProfile};
 
 /// How an amount of memory is written.
@@ -20,6 +22,17 @@ pub(super) enum Wish {
     Slices(u64),
     /// At least so much memory and so many percent of the slices; 0 is no wish.
     Spec { memory: u64, unit: Unit, percent: u64 },
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slices(slices) => write!(f, "{slices} slices"),
+            Self::Spec { memory: 0, percent, .. } => write!(f, "{percent} % compute"),
+            Self::Spec { memory, percent: 0, .. } => write!(f, "{memory} of memory"),
+            Self::Spec { memory, percent, .. } => write!(f, "{memory} of memory and {percent} % compute"),
+        }
+    }
 }
 
 /// Reads `<slices>g.<GB>gb`.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 use tessera_engine::{
-    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, HealthSource, LockKind, NodeProblem,
-    RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext, comma_list,
+    Admit, AdmitSettings, AnnotationKeys, CardView, ContainerEdit, FitContext, Given, HealthSource, LockKind,
+    NodeProblem, RequestError, ResourceNames, Rules, Take, Unified, Vendor, Want, WriteContext, comma_list,
+    common_conclusion,
 };
 use tessera_types::{
     Allocation, Ask, Card, CardId, CardMode, ContainerRole, Cores, Demand, Extras, Keyword, MemoryAsk, Mib, MigProfile,
@@ -379,6 +380,35 @@ impl Vendor for EnflameSliced {
             avoid_ids: comma_list(pod.annotation(NO_USE_ID)),
             ..Selection::default()
         })
+    }
+
+    /// Says of the cards without a profile as wished which sizes they have.
+    fn conclude(
+        &self,
+        found: &[Given],
+        _gathered: bool,
+        want: &Want<'_>,
+        ctx: &FitContext<'_>,
+        reasons: &mut Vec<Reason>,
+    ) {
+        for reason in reasons
+            .iter_mut()
+            .filter(|reason| reason.kind == ReasonKind::ModeMismatch)
+        {
+            let card = ctx
+                .node
+                .cards()
+                .iter()
+                .find(|card| Some(&card.id) == reason.card.as_ref());
+            let Some(card) = card else { continue };
+            let sizes: Vec<&str> = card.mig_profiles.iter().map(|profile| profile.name.as_str()).collect();
+            reason.what = Some(Arc::from(format!(
+                "without a partition of {} (there are {})",
+                wish(want.ask),
+                sizes.join(", ")
+            )));
+        }
+        common_conclusion(found.len(), false, want.count, reasons);
     }
 
     /// The card has a profile as wished. The plugin reads one card from the pod, so all partitions of a pod lie on one.
