@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod scale;
 mod storm;
 mod tidy;
 mod tool;
@@ -28,6 +29,8 @@ enum Command {
     Bench,
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
+    /// Measure pods a second on a large cluster of real Kubernetes with nodes that nobody runs.
+    Scale(tessera_e2e::scale::ScaleArgs),
     /// Check the rules of the repository that no compiler knows.
     Tidy,
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Bench => bench::run(),
         Command::Storm(args) => storm::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {
