@@ -12,6 +12,7 @@ mod id;
 mod policy;
 mod reason;
 mod request;
+mod small;
 mod usage;
 
 pub use allocation::{Allocation, ClassAllocation, MigReservation, MigRuntime, Share};
@@ -22,4 +23,5 @@ pub use id::{CardId, IdError, Keyword, NodeName, PodId, PodUid};
 pub use policy::{CardOrder, CardPolicy, NodePolicy, Weights, WeightsError};
 pub use reason::{Dimension, NodeRefusal, Reason, ReasonKind};
 pub use request::{Ask, ContainerDemand, ContainerRole, Demand, MemoryAsk, Selection};
+pub use small::SmallMap;
 pub use usage::{CardUsage, PodUsage, effective_usage};
