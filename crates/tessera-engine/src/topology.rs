@@ -29,6 +29,22 @@ pub fn best_set(candidates: &[Candidate<'_>], count: usize) -> Option<BestSet> {
     best_of(candidates, &all, count)
 }
 
+/// Chooses one of the candidates for a share: that with the weakest links to the others, so that well linked groups stay
+/// whole; of equal ones that with the weakest links to cards that nobody uses, so that a group that is broken already is
+/// used up before the next one; of these the first. `in_use` is asked by the candidates' positions. `None` without any.
+#[must_use]
+pub fn best_single(candidates: &[Candidate<'_>], in_use: impl Fn(usize) -> bool) -> Option<usize> {
+    let links = |at: usize, counts: &dyn Fn(usize) -> bool| -> i64 {
+        let others = (0..candidates.len()).filter(|other| *other != at && counts(*other));
+        others
+            .map(|other| link(candidates, at, other))
+            .fold(0, i64::saturating_add)
+    };
+    let unused = |at: usize| !in_use(candidates[at].position);
+    // `min_by_key` keeps the first of equal ones.
+    (0..candidates.len()).min_by_key(|at| (links(*at, &|_| true), links(*at, &unused)))
+}
+
 /// As [`best_set`], with all cards on one NUMA node: the best over the NUMA nodes, on a tie the one examined first.
 #[must_use]
 pub fn best_set_on_one_numa_node(candidates: &[Candidate<'_>], count: usize) -> Option<Vec<usize>> {

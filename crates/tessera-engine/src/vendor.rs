@@ -469,6 +469,10 @@ pub trait Vendor: Send + Sync + Debug {
         if self.rules().numa && want.selection.numa_bind {
             return topology::best_set_on_one_numa_node(fitting, count);
         }
+        if count == 1 {
+            let in_use = |at: usize| ctx.node.usage().get(at).is_some_and(|used| used.usage.slots > 0);
+            return topology::best_single(fitting, in_use).map(|at| vec![at]);
+        }
         topology::best_set(fitting, count).map(|best| best.members)
     }
 
