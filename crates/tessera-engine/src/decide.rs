@@ -10,7 +10,7 @@ use tessera_types::{
     Allocation, Ask, CardPolicy, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy, NodeRefusal, PodUid,
     Selection, Weights,
 };
-use tessera_wire::{NodeView, PodView, keys};
+use tessera_wire::{NameList, NodeView, PodView, keys};
 
 use crate::booking::{Booking, BookingState};
 use crate::error::RequestError;
@@ -43,6 +43,8 @@ pub enum Candidates<'a> {
     All,
     /// These; a name that the snapshot does not know is refused as unregistered.
     Names(&'a [String]),
+    /// As [`Candidates::Names`], as they are read from a question.
+    Listed(&'a NameList),
 }
 
 /// A node that can hold the pod.
@@ -137,6 +139,15 @@ impl Engine {
             Ok(placed) => decision.fits.push(NodeFit::new(node, &placed)),
             Err(refusal) => decision.refused.push((node.name().clone(), refusal)),
         };
+        let unknown = Arc::new(NodeRefusal::Unregistered);
+        let mut named = |decision: &mut Decision, name: &str| match snapshot.node(name) {
+            Some(node) => add(decision, node, question.ask(node)),
+            None => {
+                if let Ok(name) = NodeName::new(name) {
+                    decision.refused.push((name, Arc::clone(&unknown)));
+                }
+            }
+        };
         match candidates {
             Candidates::All => {
                 for node in snapshot.nodes() {
@@ -144,16 +155,13 @@ impl Engine {
                 }
             }
             Candidates::Names(names) => {
-                let unknown = Arc::new(NodeRefusal::Unregistered);
                 for name in names {
-                    match snapshot.node(name) {
-                        Some(node) => add(&mut decision, node, question.ask(node)),
-                        None => {
-                            if let Ok(name) = NodeName::new(name) {
-                                decision.refused.push((name, Arc::clone(&unknown)));
-                            }
-                        }
-                    }
+                    named(&mut decision, name);
+                }
+            }
+            Candidates::Listed(names) => {
+                for name in names.iter() {
+                    named(&mut decision, name);
                 }
             }
         }

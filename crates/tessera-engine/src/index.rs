@@ -175,37 +175,42 @@ impl Ranking {
 
 /// The candidates, asked one name at a time. Nearly always the first name asked for is among them.
 struct Listed<'a> {
-    names: Option<&'a [String]>,
+    candidates: Candidates<'a>,
     reads: usize,
     set: Option<HashSet<&'a str>>,
 }
 
 impl<'a> Listed<'a> {
     fn new(candidates: Candidates<'a>) -> Self {
-        let names = match candidates {
-            Candidates::All => None,
-            Candidates::Names(names) => Some(names),
-        };
         Self {
-            names,
+            candidates,
             reads: 0,
             set: None,
         }
     }
 
     fn has(&mut self, name: &str) -> bool {
-        let Some(names) = self.names else { return true };
         if self.reads < READS {
             self.reads += 1;
-            // Names of nodes differ at their ends most often; looking there first spares most of the comparing.
-            let end = name.as_bytes().last_chunk::<4>();
-            return names
-                .iter()
-                .any(|listed| listed.len() == name.len() && listed.as_bytes().last_chunk() == end && listed == name);
+            return match self.candidates {
+                Candidates::All => true,
+                Candidates::Listed(names) => names.contains(name),
+                Candidates::Names(names) => {
+                    // Names of nodes differ at their ends most often; looking there first spares most of the comparing.
+                    let end = name.as_bytes().last_chunk::<4>();
+                    let is = |listed: &String| listed.as_bytes().last_chunk() == end && listed == name;
+                    names.iter().any(|listed| listed.len() == name.len() && is(listed))
+                }
+            };
         }
-        self.set
-            .get_or_insert_with(|| names.iter().map(String::as_str).collect())
-            .contains(name)
+        let set = match self.candidates {
+            Candidates::All => return true,
+            Candidates::Names(names) => self
+                .set
+                .get_or_insert_with(|| names.iter().map(String::as_str).collect()),
+            Candidates::Listed(names) => self.set.get_or_insert_with(|| names.iter().collect()),
+        };
+        set.contains(name)
     }
 }
 
@@ -229,7 +234,12 @@ impl Index {
         question: &mut Question<'_>,
         candidates: Candidates<'_>,
     ) -> Result<Option<NodeFit>, AskPlainly> {
-        if matches!(candidates, Candidates::Names(names) if names.len() <= FEW) {
+        let count = match candidates {
+            Candidates::All => usize::MAX,
+            Candidates::Names(names) => names.len(),
+            Candidates::Listed(names) => names.len(),
+        };
+        if count <= FEW {
             return Err(AskPlainly);
         }
         let mut rankings = self.0.lock().unwrap_or_else(PoisonError::into_inner);

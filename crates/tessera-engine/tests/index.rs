@@ -112,6 +112,7 @@ proptest! {
             }
             let snapshot = world.snapshot();
             let names: Vec<String> = (0..part).rev().map(name).chain(["unknown".to_owned()]).collect();
+            let listed = names.iter().collect();
             let asking = (0..4).map(|shape| a_pod(1000 + number, shape)).chain(held.last().cloned());
             for pod in asking {
                 let mut pod = pod;
@@ -119,8 +120,12 @@ proptest! {
                 let demand = engine.demand(&pod).unwrap();
                 // A question about an older picture may come between two about newer ones.
                 for picture in [&snapshot, &old, &snapshot] {
-                    for candidates in [Candidates::All, Candidates::Names(&names)] {
-                        let plain = engine.decide(picture, &demand, candidates);
+                    for (candidates, plain) in [
+                        (Candidates::All, Candidates::All),
+                        (Candidates::Names(&names), Candidates::Names(&names)),
+                        (Candidates::Listed(&listed), Candidates::Names(&names)),
+                    ] {
+                        let plain = engine.decide(picture, &demand, plain);
                         let chosen = engine.choose(picture, &demand, candidates);
                         prop_assert_eq!(chosen.as_ref(), plain.winner());
                     }

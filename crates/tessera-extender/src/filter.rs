@@ -10,7 +10,7 @@ use tessera_kube::writes::patch_pod;
 use tessera_types::{Demand, NodePolicy};
 use tessera_wire::extender::{FilterArgs, FilterResult, HostPriority};
 use tessera_wire::keys::events;
-use tessera_wire::{NodeView, PodView, patch};
+use tessera_wire::{NameList, NodeView, PodView, patch};
 use tokio::time::Instant;
 
 use crate::app::{App, Promise, now};
@@ -44,7 +44,7 @@ impl App {
             let nodes = args.nodes.map(FilterResult::node_list);
             return FilterResult {
                 nodes,
-                node_names: args.node_names,
+                node_names: args.node_names.map(|names| names.iter().map(str::to_owned).collect()),
                 ..FilterResult::default()
             };
         }
@@ -92,12 +92,12 @@ impl App {
         }
     }
 
-    async fn filter_one(&self, pod: &PodView, demand: Demand, names: &[String]) -> FilterResult {
+    async fn filter_one(&self, pod: &PodView, demand: Demand, names: &NameList) -> FilterResult {
         let mut lost = None;
         for _ in 0..TRIES {
             let view = self.books.view();
-            let Some(fit) = self.engine.choose(&view.snapshot, &demand, Candidates::Names(names)) else {
-                let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(names));
+            let Some(fit) = self.engine.choose(&view.snapshot, &demand, Candidates::Listed(names)) else {
+                let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Listed(names));
                 return self.refuse(pod, demand, &decision, &view).await;
             };
             let at = now();
@@ -154,9 +154,9 @@ impl App {
         ))
     }
 
-    async fn filter_all(&self, pod: &PodView, demand: &Demand, names: &[String]) -> FilterResult {
+    async fn filter_all(&self, pod: &PodView, demand: &Demand, names: &NameList) -> FilterResult {
         let view = self.books.view();
-        let decision = self.engine.decide(&view.snapshot, demand, Candidates::Names(names));
+        let decision = self.engine.decide(&view.snapshot, demand, Candidates::Listed(names));
         if decision.fits.is_empty() {
             return self.refuse(pod, demand.clone(), &decision, &view).await;
         }
@@ -196,23 +196,27 @@ impl App {
         self.gate().await?;
         let demand = self.engine.demand(&pod).map_err(|error| error.to_string())?;
         if demand.is_empty() {
-            return Ok(names.into_iter().map(|host| HostPriority { host, score: 0 }).collect());
+            let nothing = |host: &str| HostPriority {
+                host: host.to_owned(),
+                score: 0,
+            };
+            return Ok(names.iter().map(nothing).collect());
         }
         let view = self.books.view();
-        let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Names(&names));
+        let decision = self.engine.decide(&view.snapshot, &demand, Candidates::Listed(&names));
         let policy = demand.node_policy.unwrap_or(self.engine.defaults().node_policy);
         Ok(scores(&decision, policy, &names))
     }
 }
 
-fn scores(decision: &Decision, policy: NodePolicy, names: &[String]) -> Vec<HostPriority> {
+fn scores(decision: &Decision, policy: NodePolicy, names: &NameList) -> Vec<HostPriority> {
     let fullness: BTreeMap<&str, f64> = decision.fits.iter().map(|fit| (fit.node.as_str(), fit.score)).collect();
     let low = fullness.values().copied().fold(f64::INFINITY, f64::min);
     let high = fullness.values().copied().fold(f64::NEG_INFINITY, f64::max);
     names
         .iter()
         .map(|name| {
-            let score = fullness.get(name.as_str()).map_or(0.0, |score| {
+            let score = fullness.get(name).map_or(0.0, |score| {
                 let part = if high > low { (score - low) / (high - low) } else { 1.0 };
                 match policy {
                     NodePolicy::Binpack => part,
@@ -222,7 +226,7 @@ fn scores(decision: &Decision, policy: NodePolicy, names: &[String]) -> Vec<Host
             });
             #[expect(clippy::cast_possible_truncation, reason = "between 0 and 10")]
             HostPriority {
-                host: name.clone(),
+                host: name.to_owned(),
                 score: (score * 10.0).round() as i64,
             }
         })

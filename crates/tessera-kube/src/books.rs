@@ -403,6 +403,11 @@ impl Keeper {
             Change::Restarted => self.pods.restart(),
             Change::Listed(object) | Change::Applied(object) => {
                 let Ok(uid) = PodUid::new(object.uid()) else { return };
+                // The same text as the booking's, of which there are as many as pods.
+                let uid = match &object.view {
+                    Ok(pod) if pod.id.uid == uid => pod.id.uid.clone(),
+                    _ => uid,
+                };
                 self.pods.see(&uid);
                 self.note_problem(&object);
                 if let Ok(pod) = &object.view {

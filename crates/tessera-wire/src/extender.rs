@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::PodView;
+use crate::{NameList, PodView};
 
 /// The most nodes read from one question.
 pub const NODES_MAX: usize = 100_000;
@@ -81,7 +81,7 @@ pub struct FilterArgs {
     /// Whole Node objects, from a caller that keeps no nodes for us.
     pub nodes: Option<Vec<Value>>,
     /// Names of candidates.
-    pub node_names: Option<Vec<String>>,
+    pub node_names: Option<NameList>,
 }
 
 #[derive(Deserialize)]
@@ -116,7 +116,7 @@ impl FilterArgs {
     pub fn read(bytes: &[u8]) -> Result<Self, BodyError> {
         let args: Self = body(bytes)?;
         let many = |count: Option<usize>| count.is_some_and(|count| count > NODES_MAX);
-        if many(args.node_names.as_ref().map(Vec::len)) || many(args.nodes.as_ref().map(Vec::len)) {
+        if many(args.node_names.as_ref().map(NameList::len)) || many(args.nodes.as_ref().map(Vec::len)) {
             return Err(BodyError::TooManyNodes);
         }
         Ok(args)
@@ -386,7 +386,7 @@ mod tests {
         let args =
             FilterArgs::read(br#"{"pOD":{"metadata":{"name":"p"}},"nodenames":["n1"],"NODES":null,"x":[1]}"#).unwrap();
         assert_eq!(args.pod.unwrap().id.name, "p");
-        assert_eq!(args.node_names.unwrap(), ["n1"]);
+        assert!(args.node_names.unwrap().iter().eq(["n1"]));
         assert!(args.nodes.is_none());
         let result = FilterResult {
             node_names: Some(vec!["n1".to_owned()]),

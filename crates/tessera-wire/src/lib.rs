@@ -23,10 +23,12 @@ pub mod pending;
 pub mod register;
 pub mod time;
 
+mod names;
 mod node;
 mod pod;
 mod quantity;
 
+pub use names::NameList;
 pub use node::{NodeError, NodeView};
 pub use pod::{ContainerView, EnvValue, PodError, PodPhase, PodView};
 pub use quantity::{Quantity, QuantityError, Whole};
