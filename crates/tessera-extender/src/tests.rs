@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 use tessera_engine::{Defaults, Engine, admission};
 use tessera_http::{Health, Peer};
 use tessera_kube::books::{self, Books, Input, SteadyClock};
-use tessera_kube::events::{Note, Recorder};
+use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lease::Sighting;
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::{Kind, Trimmed};
 use tessera_kube::reach::Reach;
 use tessera_kube::script::{self, Log, Reply, Sent};
 use tessera_kube::watch::Change;
+use tessera_types::NodeName;
 use tessera_wire::config::DeviceConfig;
 use tessera_wire::keys;
 use tokio::sync::{mpsc, watch};
@@ -665,6 +666,46 @@ async fn a_watch_event_frees_and_wakes() {
     assert!(touch.body["metadata"]["annotations"]["tessera.dev/wake"].is_string());
     stop.cancel();
     waking.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_register_that_cannot_be_read_is_told_on_its_node_once() {
+    let mut fixture = Fixture::new(ok).await;
+    let stop = CancellationToken::new();
+    let telling = tokio::spawn(Arc::clone(&fixture.app).tell_troubles(stop.clone()));
+    let node = |register: &str, beat: u32| {
+        json!({"metadata": {"name": "n1", "annotations": {
+            "hami.io/node-dcu-register": register, "example.com/beat": beat.to_string()}}})
+    };
+    for beat in 0..3 {
+        fixture
+            .send(Input::Node(Change::Applied(trimmed(&node("nonsense", beat)))))
+            .await;
+    }
+    let first = fixture.notes.recv().await.unwrap();
+    assert_eq!(first.about, About::Node(NodeName::new("n1").unwrap()));
+    assert_eq!((first.warning, first.reason), (true, "CardsUnusable"));
+    assert!(
+        first
+            .message
+            .starts_with("DCU: node annotation `hami.io/node-dcu-register` cannot be read"),
+        "{}",
+        first.message
+    );
+    // Mended, and broken in another way.
+    fixture
+        .send(Input::Node(Change::Applied(trimmed(&node(
+            "DCU-a,4,8000,100,DCU-K100,0,true,0,hami:",
+            3,
+        )))))
+        .await;
+    fixture
+        .send(Input::Node(Change::Applied(trimmed(&node("[{:", 4)))))
+        .await;
+    let second = fixture.notes.recv().await.unwrap();
+    assert_ne!(second.message, first.message, "the repetitions are not told");
+    stop.cancel();
+    telling.await.unwrap();
 }
 
 #[tokio::test]

@@ -132,6 +132,8 @@ pub mod events {
     pub const BINDING_SUCCEED: &str = "BindingSucceed";
     /// The pod could not be bound.
     pub const BINDING_FAILED: &str = "BindingFailed";
+    /// On a node: what it says of its cards cannot be used.
+    pub const CARDS_UNUSABLE: &str = "CardsUnusable";
 }
 
 /// Whether a pod annotation records an allocation, of any class: the fixed keys and every
