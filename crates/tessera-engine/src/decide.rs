@@ -344,7 +344,7 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
     let mut containers = Vec::with_capacity(pod.containers.len());
     for container in &pod.containers {
         let mut asks = Vec::new();
-        for vendor in vendors {
+        for vendor in vendors.named_by(container) {
             asks.extend(vendor.parse(container, pod)?);
         }
         containers.push(ContainerDemand {
