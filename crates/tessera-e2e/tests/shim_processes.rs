@@ -319,6 +319,18 @@ fn a_card_that_is_not_granted_is_refused() {
     client.expect("nvmlDeviceGetHandleByIndex_v2 0 &d", "4");
     client.expect(&format!("nvmlDeviceGetHandleByUUID \"{} &d", machine.uuids[0]), "4");
     client.expect(&format!("nvmlDeviceGetHandleByUUID \"{} &d", machine.uuids[1]), "0");
+    // The same by the form that takes a structure: version, 1 for text, the text.
+    for (card, expected) in [(0, "4"), (1, "0")] {
+        client.expect("@new uuid 56", "ok");
+        client.expect("@set uuid 4 4 1", "ok");
+        for (n, part) in machine.uuids[card].as_bytes().chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            let word = u64::from_le_bytes(word);
+            client.expect(&format!("@set uuid {} 8 {word}", 8 + n * 8), "ok");
+        }
+        client.expect("nvmlDeviceGetHandleByUUIDV *uuid &d", expected);
+    }
     client.make_ready(1);
     assert_eq!(client.memory(), (GIB, GIB));
 }
