@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod models;
+mod names;
 mod storm;
 mod tidy;
 mod tool;
@@ -28,6 +30,10 @@ enum Command {
     Bench,
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
+    /// Try every interleaving of the protocols of the shared pages.
+    Models,
+    /// List the names of the vendor's headers anew, for every release whose headers are published as packages.
+    Names,
     /// Check the rules of the repository that no compiler knows.
     Tidy,
 }
@@ -38,6 +44,8 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Bench => bench::run(),
         Command::Storm(args) => storm::run(&args),
+        Command::Models => models::run(),
+        Command::Names => names::run(),
         Command::Tidy => tidy::run(),
     };
     match outcome {

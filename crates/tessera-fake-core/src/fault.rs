@@ -133,6 +133,19 @@ impl Machine {
         None
     }
 
+    /// How many calls of an entry point the rules for it have seen, over all processes; nothing without such a rule. A
+    /// rule with code 0 and no delay only counts.
+    #[must_use]
+    pub fn calls_seen(&self, name: &str) -> Option<u64> {
+        let wanted = words(name);
+        self.state()
+            .faults
+            .iter()
+            .filter(|rule| rule.state.load(SeqCst) == 2)
+            .find(|rule| rule.name.iter().zip(wanted).all(|(w, v)| w.load(SeqCst) == v))
+            .map(|rule| rule.calls.load(SeqCst))
+    }
+
     /// Makes every management call fail with this code; 0 ends it.
     pub fn set_nvml_fault(&self, code: i32) {
         self.state().nvml_fault.store(code, SeqCst);

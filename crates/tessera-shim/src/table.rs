@@ -239,6 +239,7 @@ hooks! {
     Nvml Starts "nvmlDeviceGetHandleByPciBusId" 0 nvmlDeviceGetHandleByPciBusId_v2(text: *const c_char, out: *mut Device) => nvml::by_text;
     Nvml Starts "nvmlDeviceGetHandleBySerial" 0 nvmlDeviceGetHandleBySerial(text: *const c_char, out: *mut Device) => nvml::by_text;
     Nvml Starts "nvmlDeviceGetHandleByUUID" 0 nvmlDeviceGetHandleByUUID(text: *const c_char, out: *mut Device) => nvml::by_text;
+    Nvml Starts "nvmlDeviceGetHandleByUUIDV" 0 nvmlDeviceGetHandleByUUIDV(uuid: *const c_void, out: *mut Device) => nvml::by_uuid;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses(device: Device, count: *mut u32, list: *mut Running1) => nvml::other;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses_v2(device: Device, count: *mut u32, list: *mut Running2) => nvml::other_v2;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Device, count: *mut u32, list: *mut Running2) => nvml::other_v2;
@@ -331,6 +332,51 @@ mod tests {
             .filter(|entry| entry.symbol.library == Library::Cuda)
             .count();
         assert_eq!(listed, cuda, "a stand-in for a name that is not listed");
+    }
+
+    #[test]
+    fn every_name_of_nvml_has_a_class_and_the_table_agrees() {
+        let mut listed = 0;
+        for line in include_str!("../nvml-classes.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+        {
+            let (class, name) = line.split_once(' ').unwrap();
+            let found = TABLE.iter().find(|entry| entry.symbol.name.to_str() == Ok(name));
+            let expected = match class {
+                "view" => Some(Class::View),
+                "starts" => Some(Class::Starts),
+                "card" | "neighbours" | "changes" | "machines" | "library" => None,
+                other => panic!("class {other} of {name}"),
+            };
+            assert_eq!(found.map(|entry| entry.class), expected, "{name}");
+            listed += usize::from(expected.is_some());
+        }
+        let nvml = TABLE
+            .iter()
+            .filter(|entry| entry.symbol.library == Library::Nvml)
+            .count();
+        assert_eq!(listed, nvml, "a stand-in for a name that is not listed");
+    }
+
+    /// The names of every release whose headers are published, by `cargo xtask names`.
+    #[test]
+    fn no_name_of_a_published_header_is_without_a_class() {
+        let words = |text: &'static str, nth: usize| {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(move |line| line.split(' ').nth(nth).unwrap())
+        };
+        for (headers, classes) in [
+            (include_str!("../data/cuda-names.txt"), include_str!("../classes.txt")),
+            (
+                include_str!("../data/nvml-names.txt"),
+                include_str!("../nvml-classes.txt"),
+            ),
+        ] {
+            let classified: std::collections::BTreeSet<_> = words(classes, 1).collect();
+            let unknown: Vec<_> = words(headers, 0).filter(|name| !classified.contains(name)).collect();
+            assert!(unknown.is_empty(), "no class for {unknown:?}");
+        }
     }
 
     #[test]
