@@ -107,6 +107,13 @@ impl GrantDir {
         self.read_write().join(crate::SWAP_REPORT_FILE)
     }
 
+    /// The page of reports about work on cards; there only with a card whose launches pass a gate.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn turns_file(&self) -> PathBuf {
+        self.read_write().join(crate::TURNS_FILE)
+    }
+
     /// The account file.
     #[must_use]
     pub fn account_file(&self) -> PathBuf {
@@ -147,7 +154,18 @@ fn build(dir: &GrantDir, grant: &Grant) -> Result<(), FsError> {
     {
         write_swap_pages(dir)?;
     }
+    #[cfg(not(loom))]
+    if grant.cards().iter().any(crate::CardGrant::is_gated) {
+        write_turns(&dir.turns_file())?;
+    }
     write_account(&dir.account_file())
+}
+
+#[cfg(not(loom))]
+fn write_turns(path: &Path) -> Result<(), FsError> {
+    let file = write_new(path, &crate::TurnReports::fresh_head(), 0o666)?;
+    let size = u64::try_from(crate::TURNS_SIZE).unwrap_or(u64::MAX);
+    file.set_len(size).map_err(io_error("sizing", path))
 }
 
 /// The pages of a container whose memory may be moved.
@@ -242,7 +260,17 @@ pub fn reset_account(root: &Path, id: GrantId) -> Result<(), FsError> {
     let temporary = dir.read_write().join(".account");
     remove_tree(&temporary)?;
     write_account(&temporary)?;
-    fs::rename(&temporary, &path).map_err(io_error("replacing", &path))
+    fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
+    // What the processes of the former life said of their work ended with them too.
+    #[cfg(not(loom))]
+    if dir.turns_file().exists() {
+        let temporary = dir.read_write().join(".turns");
+        remove_tree(&temporary)?;
+        write_turns(&temporary)?;
+        let path = dir.turns_file();
+        fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
+    }
+    Ok(())
 }
 
 /// Removes a grant. One that is not there is fine.
