@@ -60,9 +60,12 @@ pub struct Lane {
     pub launched_ns: AtomicU64,
     /// Of that, what is done; written by the card.
     pub done_ns: AtomicU64,
+    /// Up to where the card was asked to write: what was launched behind it is at most [`MARK_NS`] or a little more, and
+    /// nobody will say when it is done.
+    pub marked_ns: AtomicU64,
     /// The card by its place in the grant, plus one; 0 for a lane that was never used.
     pub card: AtomicU32,
-    reserved: [AtomicU32; 3],
+    reserved: AtomicU32,
 }
 
 const _: () = {
@@ -80,6 +83,8 @@ pub struct TurnFigures {
     pub launched_ns: u64,
     /// Predicted work on the card, in nanoseconds, at most a minute.
     pub pending_ns: u64,
+    /// The part of it that the card will say to be done.
+    pub marked_ns: u64,
     /// When a thread last said that it waits, on the monotonic clock; 0 when none does.
     pub asked_ns: u64,
 }
@@ -127,6 +132,7 @@ impl TurnReports {
             if lane.card.load(Ordering::Relaxed) != 0 {
                 lane.card.store(0, Ordering::Relaxed);
                 lane.launched_ns.store(0, Ordering::Relaxed);
+                lane.marked_ns.store(0, Ordering::Relaxed);
                 lane.done_ns.store(0, Ordering::Relaxed);
             }
         }
@@ -187,8 +193,10 @@ impl TurnRow {
             }
             if of == number {
                 let (launched, pending) = lane.read();
+                let add = |sum: u64, more: u64| sum.saturating_add(more).min(PENDING_MOST_NS);
                 figures.launched_ns = figures.launched_ns.wrapping_add(launched);
-                figures.pending_ns = figures.pending_ns.saturating_add(pending).min(PENDING_MOST_NS);
+                figures.pending_ns = add(figures.pending_ns, pending);
+                figures.marked_ns = add(figures.marked_ns, lane.marked_pending_ns());
             }
         }
         figures
@@ -203,6 +211,13 @@ impl Lane {
         let done = self.done_ns.load(Ordering::Acquire);
         let launched = self.launched_ns.load(Ordering::Acquire);
         (launched, launched.saturating_sub(done))
+    }
+
+    /// What is on the card and will be said to be done.
+    #[must_use]
+    pub fn marked_pending_ns(&self) -> u64 {
+        let done = self.done_ns.load(Ordering::Acquire);
+        self.marked_ns.load(Ordering::Acquire).saturating_sub(done)
     }
 }
 
@@ -235,11 +250,13 @@ mod tests {
             for (lane, (card, launched, done)) in row.lanes.iter().zip([(1, 500, 100), (2, 70, 0), (1, 30, 30)]) {
                 lane.card.store(card, Ordering::Relaxed);
                 lane.launched_ns.store(launched, Ordering::Relaxed);
+                lane.marked_ns.store(launched / 2, Ordering::Relaxed);
                 lane.done_ns.store(done, Ordering::Relaxed);
             }
             row.ask(1, 9);
             let (first, second) = (row.read(0), row.read(1));
             assert_eq!((first.launched_ns, first.pending_ns, first.asked_ns), (530, 400, 0));
+            assert_eq!((first.marked_ns, second.marked_ns), (150, 35));
             assert_eq!((second.launched_ns, second.pending_ns, second.asked_ns), (70, 70, 9));
             assert_eq!(page.use_row(3).unwrap().read(0), TurnFigures::default());
         });

@@ -70,6 +70,12 @@ impl TurnsHost {
         }
     }
 
+    /// Generation of the grant that is in force.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.verdict().map_or(0, Verdict::grant_generation)
+    }
+
     /// The words of a card, by its place in the grant.
     #[must_use]
     pub fn card(&self, card: usize) -> Option<&VerdictCard> {

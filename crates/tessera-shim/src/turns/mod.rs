@@ -353,6 +353,7 @@ impl Turns {
     /// Lets the card say when it has done everything that was launched in a stream up to here.
     fn mark(&self, place: &Stream, lane: &Lane, launched_ns: u64, stream: u64, form: Form) {
         place.unmarked_ns.store(0, Ordering::Relaxed);
+        lane.marked_ns.fetch_max(launched_ns, Ordering::AcqRel);
         if let Some(address) = self.device_address(lane)
             && write(stream, form, address, launched_ns)
         {

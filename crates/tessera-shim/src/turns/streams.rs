@@ -178,24 +178,11 @@ impl Streams {
     pub(super) fn marked_ns(&self, row: &TurnRow, card: usize) -> u64 {
         let number = u32::try_from(card.saturating_add(1)).unwrap_or_default();
         let used = usize::try_from(self.lanes_used.load(Ordering::Relaxed)).unwrap_or(LANES);
-        let pending = row
-            .lanes()
+        row.lanes()
             .iter()
             .take(used)
             .filter(|lane| lane.card.load(Ordering::Relaxed) == number)
-            .fold(0_u64, |sum, lane| sum.saturating_add(lane.read().1));
-        let unmarked = self
-            .places
-            .iter()
-            .filter(|stream| {
-                stream.lane.load(Ordering::Relaxed) != 0
-                    && usize::try_from(stream.card.load(Ordering::Relaxed)) == Ok(card)
-                    && !matches!(stream.key.load(Ordering::Relaxed), 0 | GONE)
-            })
-            .fold(0_u64, |sum, stream| {
-                sum.saturating_add(stream.unmarked_ns.load(Ordering::Relaxed))
-            });
-        pending.saturating_sub(unmarked)
+            .fold(0_u64, |sum, lane| sum.saturating_add(lane.marked_pending_ns()))
     }
 
     /// All that is known, for a card that was waited for.
@@ -211,9 +198,7 @@ impl Streams {
 impl Stream {
     fn is_idle(&self, row: &TurnRow) -> bool {
         !matches!(self.key.load(Ordering::Relaxed), 0 | GONE)
-            && self
-                .place(row)
-                .is_some_and(|(_, lane)| lane.read().1 <= self.unmarked_ns.load(Ordering::Relaxed))
+            && self.place(row).is_some_and(|(_, lane)| lane.marked_pending_ns() == 0)
     }
 
     /// Takes everything of this stream for done that was launched up to here.
@@ -285,6 +270,7 @@ mod tests {
             assert_eq!((card, lane.card.load(Ordering::Relaxed)), (2, 3));
             // Every second one stays busy, until all lanes are.
             lane.launched_ns.fetch_add(n % 2, Ordering::Relaxed);
+            lane.marked_ns.fetch_add(n % 2, Ordering::Relaxed);
         }
     }
 
@@ -304,7 +290,7 @@ mod tests {
         let stream = streams.add(row, key(64, Form::Legacy, || 0), card()).unwrap();
         let lane = stream.place(row).unwrap().1;
         lane.launched_ns.store(900, Ordering::Relaxed);
-        stream.unmarked_ns.store(300, Ordering::Relaxed);
+        lane.marked_ns.store(600, Ordering::Relaxed);
         assert_eq!((streams.marked_ns(row, 2), streams.marked_ns(row, 1)), (600, 0));
         stream.done(row, 900);
         assert_eq!(streams.marked_ns(row, 2), 0);
