@@ -4,6 +4,7 @@
 //! <root>/<32 hex digits>/ro/grant      replaced by rename, 0444
 //!                       /ro/verdict    written in place by the agent, 0644: its owner has no right to pass over modes
 //!                       /rw/account    fixed size, 0666: the container's processes may have any user id
+//!                       /rw/turns      the same; only with a card whose launches pass a gate
 //! ```
 //!
 //! `ro` and `rw` are what the container sees, at [`CONTAINER_GRANT_DIR`](crate::CONTAINER_GRANT_DIR) and
@@ -233,6 +234,10 @@ pub fn replace(root: &Path, grant: &mut Grant) -> Result<(), FsError> {
         _ => {}
     }
     write_new(&temporary, &grant.encode(), 0o444)?;
+    #[cfg(not(loom))]
+    if grant.cards().iter().any(crate::CardGrant::is_gated) && !dir.turns_file().exists() {
+        write_turns(&dir.turns_file())?;
+    }
     fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
     announce(&dir, grant.generation)
 }
@@ -263,12 +268,13 @@ pub fn reset_account(root: &Path, id: GrantId) -> Result<(), FsError> {
     fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
     // What the processes of the former life said of their work ended with them too.
     #[cfg(not(loom))]
-    if dir.turns_file().exists() {
-        let temporary = dir.read_write().join(".turns");
-        remove_tree(&temporary)?;
-        write_turns(&temporary)?;
+    {
         let path = dir.turns_file();
-        fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => crate::turns_host::clear(&file).map_err(io_error("clearing", &path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("opening", &path)(error)),
+        }
     }
     Ok(())
 }

@@ -25,6 +25,12 @@ pub const LANES: usize = 118;
 /// A lane is marked, so that the card says when it is there, after so much predicted work at the latest.
 pub const MARK_NS: u64 = 100_000;
 
+/// Places of the words that the agent reads from the file.
+pub(crate) const BELL_AT: usize = 12;
+pub(crate) const USED_AT: usize = 16;
+/// Size of the head and of a row in bytes.
+pub(crate) const ROW_SIZE: usize = 4096;
+
 /// Most work that is believed of one process, in nanoseconds: a minute.
 const PENDING_MOST_NS: u64 = 60_000_000_000;
 
@@ -34,11 +40,11 @@ const PENDING_MOST_NS: u64 = 60_000_000_000;
 pub struct TurnReports {
     magic: AtomicU64,
     version: AtomicU32,
-    /// Highest row that was ever used, plus one.
-    high: AtomicU32,
     /// Rises when a process begins to wait or to work: the word that the agent sleeps on.
     bell: AtomicU32,
-    reserved: [AtomicU32; 1019],
+    /// One bit for each row that was ever used.
+    used: [AtomicU64; MAX_SLOTS / 64],
+    reserved: [AtomicU64; 510 - MAX_SLOTS / 64],
     rows: [TurnRow; MAX_SLOTS],
 }
 
@@ -71,7 +77,8 @@ pub struct Lane {
 const _: () = {
     assert!(size_of::<Lane>() == 32);
     assert!(size_of::<TurnRow>() == 4096);
-    assert!(core::mem::offset_of!(TurnReports, bell) == 16);
+    assert!(core::mem::offset_of!(TurnReports, bell) == BELL_AT);
+    assert!(core::mem::offset_of!(TurnReports, used) == USED_AT);
     assert!(core::mem::offset_of!(TurnReports, rows) == 4096);
     assert!(core::mem::offset_of!(TurnRow, lanes) == 64 + 8 * MAX_CARDS);
 };
@@ -111,8 +118,8 @@ impl TurnReports {
 
     /// The first bytes of a fresh page; the rest is zero.
     #[must_use]
-    pub fn fresh_head() -> [u8; 16] {
-        let mut head = [0; 16];
+    pub fn fresh_head() -> [u8; 12] {
+        let mut head = [0; 12];
         let bytes = TURNS_MAGIC.to_le_bytes().into_iter().chain(TURNS_VERSION.to_le_bytes());
         head.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
         head
@@ -141,22 +148,11 @@ impl TurnReports {
                 asked.store(0, Ordering::Relaxed);
             }
         }
-        let high = u32::try_from(slot.saturating_add(1)).unwrap_or(u32::MAX);
-        self.high.fetch_max(high, Ordering::AcqRel);
+        let bit = u32::try_from(slot % 64).unwrap_or_default();
+        self.used
+            .get(slot / 64)?
+            .fetch_or(1_u64.wrapping_shl(bit), Ordering::AcqRel);
         Some(row)
-    }
-
-    /// The row of a place of the account; nothing beyond the last.
-    #[must_use]
-    pub fn row(&self, slot: usize) -> Option<&TurnRow> {
-        self.rows.get(slot)
-    }
-
-    /// How many rows may hold something.
-    #[must_use]
-    pub fn rows_used(&self) -> usize {
-        let high = usize::try_from(self.high.load(Ordering::Acquire)).unwrap_or(MAX_SLOTS);
-        high.min(MAX_SLOTS)
     }
 }
 
@@ -246,7 +242,7 @@ mod tests {
     fn a_row_sums_the_lanes_of_a_card() {
         with_page(|page| {
             let row = page.use_row(3).unwrap();
-            assert_eq!(page.rows_used(), 4);
+            assert_eq!(page.used[0].load(Ordering::Relaxed), 1 << 3);
             for (lane, (card, launched, done)) in row.lanes.iter().zip([(1, 500, 100), (2, 70, 0), (1, 30, 30)]) {
                 lane.card.store(card, Ordering::Relaxed);
                 lane.launched_ns.store(launched, Ordering::Relaxed);
@@ -265,8 +261,6 @@ mod tests {
     #[test]
     fn nothing_that_a_tenant_writes_is_more_than_wrong() {
         with_page(|page| {
-            page.high.store(u32::MAX, Ordering::Relaxed);
-            assert_eq!(page.rows_used(), MAX_SLOTS);
             let row = page.use_row(0).unwrap();
             for lane in &row.lanes {
                 lane.card.store(1, Ordering::Relaxed);
@@ -279,7 +273,7 @@ mod tests {
             }
             assert_eq!(row.read(0).pending_ns, 0);
             assert_eq!(row.read(usize::MAX), TurnFigures::default());
-            assert!(page.row(MAX_SLOTS).is_none());
+            assert!(page.use_row(MAX_SLOTS).is_none());
         });
     }
 }

@@ -1,20 +1,26 @@
 //! The agent's side of shared time: gates out, reports in.
 
-use std::{path::Path, sync::atomic::Ordering};
+use core::mem::MaybeUninit;
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::atomic::Ordering};
 
 use crate::{
-    CardGrant, TURNS_SIZE, TurnFigures, TurnReports, VERDICT_SIZE, Verdict, VerdictCard,
+    CardGrant, MAX_SLOTS, TURNS_SIZE, TurnFigures, TurnReports, TurnRow, VERDICT_SIZE, Verdict, VerdictCard,
     fs::GrantDir,
     swap_host::{Mapping, SwapHostError},
+    turns::{BELL_AT, ROW_SIZE, USED_AT},
 };
 
 /// Why the pages of a container are not to be had.
 pub type TurnsHostError = SwapHostError;
 
-/// The pages of one container, mapped.
+/// The pages of one container.
+///
+/// The reports are read as a file, not through a mapping: a tenant could make the file shorter, and a mapping would then
+/// end the agent. The mapping only gives the system an address to wait on.
 pub struct TurnsHost {
     verdict: Mapping,
-    reports: Mapping,
+    reports: File,
+    bell: Mapping,
 }
 
 impl core::fmt::Debug for TurnsHost {
@@ -23,15 +29,36 @@ impl core::fmt::Debug for TurnsHost {
     }
 }
 
-// SAFETY: the pages are atomics in shared memory, and the mappings are given back once.
+// SAFETY: the verdict is atomics in shared memory, the bell is never read through its mapping, and mappings are given
+// back once.
 #[expect(unsafe_code, reason = "mappings may go from thread to thread")]
 unsafe impl Send for TurnsHost {}
 // SAFETY: as above.
-#[expect(unsafe_code, reason = "the pages are atomics")]
+#[expect(unsafe_code, reason = "the page is atomics")]
 unsafe impl Sync for TurnsHost {}
 
+/// What the head of the reports says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnsHead {
+    /// Value of the bell.
+    pub bell: u32,
+    used: [u64; MAX_SLOTS / 64],
+}
+
+impl TurnsHead {
+    /// Places of the account whose process ever said something.
+    pub fn slots(&self) -> impl Iterator<Item = usize> + '_ {
+        let bit = |word: u64, n: usize| word.wrapping_shr(u32::try_from(n).unwrap_or_default()) & 1 == 1;
+        self.used.iter().enumerate().flat_map(move |(at, word)| {
+            (0..64)
+                .filter(move |n| bit(*word, *n))
+                .map(move |n| at.saturating_mul(64).saturating_add(n))
+        })
+    }
+}
+
 impl TurnsHost {
-    /// Maps the pages of a grant.
+    /// Opens the pages of a grant.
     ///
     /// # Errors
     /// [`TurnsHostError`]: no such pages, or not of this version.
@@ -39,28 +66,27 @@ impl TurnsHost {
     pub fn open(dir: &GrantDir) -> Result<Self, TurnsHostError> {
         let no_page = |path: &Path| TurnsHostError::NoPage(path.to_path_buf());
         let verdict = Mapping::of(&dir.verdict_file(), VERDICT_SIZE)?;
-        let reports = Mapping::of(&dir.turns_file(), TURNS_SIZE)?;
-        // SAFETY: fresh mappings of the full size, aligned to a page.
+        // SAFETY: a fresh mapping of the full size, aligned to a page.
         if unsafe { Verdict::from_ptr(verdict.page()) }.is_none() {
             return Err(no_page(&dir.verdict_file()));
         }
-        // SAFETY: as above.
-        if unsafe { TurnReports::from_ptr(reports.page()) }.is_none() {
-            return Err(no_page(&dir.turns_file()));
+        let path = dir.turns_file();
+        let bell = Mapping::of(&path, ROW_SIZE)?;
+        let reports = File::open(&path).map_err(|source| TurnsHostError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let mut head = [0; 12];
+        if reports.read_exact_at(&mut head, 0).is_err() || head != TurnReports::fresh_head() {
+            return Err(no_page(&path));
         }
-        Ok(Self { verdict, reports })
+        Ok(Self { verdict, reports, bell })
     }
 
     #[expect(unsafe_code, reason = "looks at a mapping")]
     fn verdict(&self) -> Option<&Verdict> {
         // SAFETY: mapped as long as this lives. The head was checked; the agent alone can write it.
         unsafe { Verdict::from_ptr(self.verdict.page()) }
-    }
-
-    #[expect(unsafe_code, reason = "looks at a mapping")]
-    fn reports(&self) -> Option<&TurnReports> {
-        // SAFETY: mapped as long as this lives. A tenant that breaks the head loses its turns.
-        unsafe { TurnReports::from_ptr(self.reports.page()) }
     }
 
     /// Says that the agent is alive.
@@ -99,22 +125,67 @@ impl TurnsHost {
         cards.iter().any(CardGrant::is_gated)
     }
 
-    /// The word that is rung, and its value.
+    /// What the head says; nothing when the tenant broke its file.
     #[must_use]
-    pub fn bell(&self) -> Option<(*const u32, u32)> {
-        let bell = self.reports()?.bell();
-        Some((bell.as_ptr().cast_const(), bell.load(Ordering::Acquire)))
+    pub fn head(&self) -> Option<TurnsHead> {
+        let mut bytes = [0; USED_AT + MAX_SLOTS / 8];
+        self.reports.read_exact_at(&mut bytes, 0).ok()?;
+        let bell = u32::from_le_bytes(*bytes.get(BELL_AT..)?.first_chunk()?);
+        let mut used = [0; MAX_SLOTS / 64];
+        for (word, bytes) in used.iter_mut().zip(bytes.get(USED_AT..)?.chunks_exact(8)) {
+            *word = u64::from_le_bytes(*bytes.first_chunk()?);
+        }
+        Some(TurnsHead { bell, used })
     }
 
-    /// What each process of the container says of a card that it uses: its place in the account, and its figures.
-    /// Processes that say nothing are left out.
-    pub fn figures(&self, card: usize) -> impl Iterator<Item = (usize, TurnFigures)> + '_ {
-        let rows = self.reports().map_or(0, TurnReports::rows_used);
-        (0..rows).filter_map(move |slot| {
-            let figures = self.reports()?.row(slot)?.read(card);
-            (figures != TurnFigures::default()).then_some((slot, figures))
-        })
+    /// Address of the bell, to wait on.
+    #[must_use]
+    pub fn bell(&self) -> *const u32 {
+        self.bell.page().wrapping_add(BELL_AT).cast_const().cast()
     }
+
+    /// What the process at a place of the account says of a card, by its place in the grant.
+    #[must_use]
+    #[expect(unsafe_code, reason = "reads a row as it lies in the file")]
+    pub fn figures(&self, slot: usize, card: usize) -> Option<TurnFigures> {
+        let at = ROW_SIZE.checked_mul(slot.checked_add(1)?)?;
+        if at >= TURNS_SIZE {
+            return None;
+        }
+        let mut row = MaybeUninit::<TurnRow>::zeroed();
+        // SAFETY: the bytes of the row, all initialised to zero.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(row.as_mut_ptr().cast::<u8>(), ROW_SIZE) };
+        self.reports.read_exact_at(bytes, u64::try_from(at).ok()?).ok()?;
+        // SAFETY: initialised, and every bit pattern is valid.
+        Some(unsafe { row.assume_init_ref() }.read(card))
+    }
+}
+
+/// Begins the reports of a container anew, in place: whoever waits on the bell goes on doing so. The tenant's processes
+/// are gone.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn clear(file: &File) -> std::io::Result<()> {
+    // A row at a time, and only those that were used, so that the file stays sparse.
+    let size = u64::try_from(TURNS_SIZE).unwrap_or(u64::MAX);
+    if file.metadata()?.len() != size {
+        file.set_len(size)?;
+    }
+    let mut head = [0; ROW_SIZE];
+    file.read_exact_at(&mut head, 0)?;
+    let zeros = [0; ROW_SIZE];
+    for slot in 0..MAX_SLOTS {
+        let byte = head.get(USED_AT.saturating_add(slot / 8)).copied().unwrap_or(0);
+        if byte >> (slot % 8) & 1 == 1 {
+            let at = ROW_SIZE.saturating_mul(slot.saturating_add(1));
+            file.write_all_at(&zeros, u64::try_from(at).unwrap_or(u64::MAX))?;
+        }
+    }
+    let mut fresh = [0; ROW_SIZE];
+    let known = TurnReports::fresh_head();
+    fresh.iter_mut().zip(known).for_each(|(place, byte)| *place = byte);
+    file.write_all_at(&fresh, 0)
 }
 
 /// Sleeps until one of the bells no longer has its value, for at most so long. May return early.
