@@ -28,8 +28,6 @@ pub const MARK_NS: u64 = 100_000;
 /// Places of the words that the agent reads from the file.
 pub(crate) const BELL_AT: usize = 12;
 pub(crate) const USED_AT: usize = 16;
-/// Size of the head and of a row in bytes.
-pub(crate) const ROW_SIZE: usize = 4096;
 
 /// Most work that is believed of one process, in nanoseconds: a minute.
 const PENDING_MOST_NS: u64 = 60_000_000_000;

@@ -7,8 +7,11 @@ use crate::{
     CardGrant, MAX_SLOTS, TURNS_SIZE, TurnFigures, TurnReports, TurnRow, VERDICT_SIZE, Verdict, VerdictCard,
     fs::GrantDir,
     swap_host::{Mapping, SwapHostError},
-    turns::{BELL_AT, ROW_SIZE, USED_AT},
+    turns::{BELL_AT, USED_AT},
 };
+
+/// Size of the head and of a row in bytes.
+const ROW_SIZE: usize = size_of::<TurnRow>();
 
 /// Why the pages of a container are not to be had.
 pub type TurnsHostError = SwapHostError;
