@@ -40,8 +40,11 @@ use streams::{Stream, Streams, key};
 const TURNS_PATH: &core::ffi::CStr = c"/run/tessera/account/turns";
 /// A closed gate is looked at again after this time at the latest.
 const GATE_NAP_MS: u32 = 20;
-/// Longest single wait for room on the card, in microseconds.
+/// Shortest and longest single wait for room on the card, in microseconds.
+const ROOM_LEAST_US: u64 = 20;
 const ROOM_NAP_US: u64 = 500;
+/// Work of this length is followed by one more launch, so that the card has no gap between the two.
+const PAIR_NS: u64 = 8_000_000;
 /// A card that says nothing new for so long is not waited for any further, in nanoseconds.
 const ROOM_PATIENCE_NS: u64 = 200_000_000;
 
@@ -303,13 +306,12 @@ impl Turns {
             .unwrap_or(MOST_NS);
         let enough = || {
             let pending = self.streams.marked_ns(self.row(), card);
-            let room = pending == 0 || pending.saturating_add(unmarked) <= most;
+            let second = place.place(self.row()).is_none_or(|(_, lane)| {
+                lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed)
+            });
+            let room = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
             // With one that is under way this is the second.
-            let second = !brief
-                || place.place(self.row()).is_none_or(|(_, lane)| {
-                    lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed)
-                });
-            (room && second, pending)
+            (pending == 0 || (room && (second || !brief)), pending)
         };
         let (mut ready, mut pending) = enough();
         let mut news = os::now_ns();
@@ -318,7 +320,9 @@ impl Turns {
             let now = os::now_ns();
             // Whoever waits for room wants to launch too.
             self.row().ask(card, now);
-            let us = (pending.saturating_add(unmarked).saturating_sub(most) / 2_000).clamp(10, ROOM_NAP_US);
+            // Half of the way each time, so that the card is not left without work for long.
+            let left = pending.saturating_sub(now.saturating_sub(news));
+            let us = (left / 2_000).clamp(ROOM_LEAST_US, ROOM_NAP_US);
             os::sleep_us(i64::try_from(us).unwrap_or(10));
             let before = pending;
             (ready, pending) = enough();
