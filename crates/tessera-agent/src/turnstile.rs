@@ -216,7 +216,7 @@ impl Turnstile {
                     Gate::Open => !capped && (alone || self.last == Some(who)),
                     Gate::Held => false,
                 };
-                let first = !capped && self.goes_first(who);
+                let first = !capped && self.goes_first(who) && !self.turns.holds_back(who);
                 Verdict {
                     gate: match (open, first) {
                         (_, true) => GATE_RING,

@@ -221,6 +221,11 @@ impl Turns {
                     ask_at_ns: Some(until_ns),
                 };
             }
+            if of(who).queued && !outranked && !kept && self.nobody_else(who, &of) {
+                // The next turn would be the same one's; no drain in between.
+                self.charge(who, now_ns.saturating_sub(since_ns));
+                return self.begin(who, now_ns, false, &of);
+            }
             self.state = State::Draining { who, since_ns };
         }
         if let State::Draining { who, since_ns } = self.state {
@@ -234,6 +239,27 @@ impl Turns {
             self.state = State::Free;
         }
         self.choose(now_ns, &of)
+    }
+
+    /// Whether a tenant has to wait even if it may go first: its turn is draining, or another one's cannot be cut.
+    #[must_use]
+    pub fn holds_back(&self, who: usize) -> bool {
+        match self.state {
+            State::Free => false,
+            State::Running { who: holder, kept, .. } => kept && holder != who,
+            State::Draining { who: holder, .. } => holder == who,
+        }
+    }
+
+    /// Whether the next turn is sure to be this tenant's again: it has no cap, and nobody else may be chosen.
+    fn nobody_else(&self, who: usize, of: &impl Fn(usize) -> Demand) -> bool {
+        let level = self.level(who);
+        self.tenants.get(who).is_some_and(|tenant| !tenant.share.cap)
+            && !self.tenants.iter().enumerate().any(|(other, tenant)| {
+                let wants = of(other).queued || of(other).in_flight;
+                let chosen = self.level(other) <= level || tenant.kept_ns >= KEPT_TURN_NS;
+                other != who && wants && chosen
+            })
     }
 
     fn rate(tenant: &Tenant) -> u64 {
@@ -350,6 +376,10 @@ impl Turns {
                 ask_at_ns: next_ns,
             };
         };
+        self.begin(who, now_ns, kept, of)
+    }
+
+    fn begin(&mut self, who: usize, now_ns: u64, kept: bool, of: &impl Fn(usize) -> Demand) -> Answer {
         let length = if kept {
             KEPT_TURN_NS
         } else {

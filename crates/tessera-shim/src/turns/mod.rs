@@ -181,6 +181,8 @@ fn begin(function: u64, stream: u64, form: Form) -> Option<Work<'static>> {
     let unmarked = place.unmarked_ns.fetch_add(cost, Ordering::Relaxed).wrapping_add(cost);
     let brief = words.is_some_and(|words| words.brief.load(Ordering::Relaxed) != 0);
     let due = known == 0 || unmarked >= MARK_NS || brief;
+    // What is not known yet may be long: no more of it than of what has to give way at once.
+    let brief = brief || known == 0;
     let measured = due && turns.make_room(card, place, function, unmarked, brief, stream, form);
     let before = lane.launched_ns.fetch_add(cost, Ordering::AcqRel);
     place.before_ns.store(before, Ordering::Relaxed);
