@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-types",
             "tessera-wire",
             "tessera-region",
+            "tessera-turns",
             "tessera-kubelet",
             "tessera-probe",
             "tessera-kube",
