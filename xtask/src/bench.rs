@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tessera_e2e::interrupt::{Ended, until_signal};
+use tessera_e2e::processes::{self, Used};
 use tessera_e2e::product::{self, Artefacts, Profile};
 use tessera_e2e::stage::{Plan, Stage};
 use tessera_e2e::storm;
@@ -63,11 +65,16 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut command = Command::new(product::root().join("target/release/shim-cost"));
     tool::run("shim-cost", command.arg("--library").arg(&artefacts.shim))?;
     tool::say("## Node agent and scheduler on a real node, 8 simulated cards");
-    let figures = tokio::runtime::Runtime::new()
+    let ended = tokio::runtime::Runtime::new()
         .context("starting the async runtime")?
-        .block_on(node(&artefacts))?;
-    tool::say(&serde_json::to_string_pretty(&figures)?);
-    Ok(ExitCode::SUCCESS)
+        .block_on(until_signal(node(&artefacts)))?;
+    match ended {
+        Ended::Done(figures) => {
+            tool::say(&serde_json::to_string_pretty(&figures)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::Interrupted(code) => Ok(code),
+    }
 }
 
 fn instructions(decisions: u64, mode: &str, nodes: u32, classes: &str) -> Result<u64> {
@@ -133,7 +140,7 @@ async fn figures(stage: &Stage) -> Result<Value> {
                 .as_ref()
                 .is_none_or(|object| object.resource != "leases")
     })?;
-    let figure = |before: &Process, after: &Process| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_in_60_s_idle": after.cpu_ms - before.cpu_ms });
+    let figure = |before: &Used, after: &Used| json!({ "rss_mib": after.rss_kib / 1024, "cpu_ms_in_60_s_idle": after.cpu_ms - before.cpu_ms });
     Ok(json!({
         "pods": 8,
         "agent": figure(&before.0, &after.0),
@@ -142,39 +149,9 @@ async fn figures(stage: &Stage) -> Result<Value> {
     }))
 }
 
-struct Process {
-    rss_kib: u64,
-    cpu_ms: u64,
-}
-
 /// The processes `tessera <subcommand>` together: the service and the one that starts it again.
-fn process(subcommand: &str) -> Result<Process> {
-    let mut sum = Process { rss_kib: 0, cpu_ms: 0 };
-    for pid in pids(subcommand)? {
-        let status =
-            std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the status of a process")?;
-        sum.rss_kib += status
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("VmRSS:")?
-                    .split_whitespace()
-                    .next()?
-                    .parse::<u64>()
-                    .ok()
-            })
-            .context("no VmRSS")?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading the times of a process")?;
-        let ticks: u64 = stat
-            .rsplit(')')
-            .next()
-            .into_iter()
-            .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        // Linux counts in hundredths of a second on every machine that matters here.
-        sum.cpu_ms += ticks * 10;
-    }
-    Ok(sum)
+fn process(subcommand: &str) -> Result<Used> {
+    pids(subcommand)?.into_iter().map(processes::used).sum()
 }
 
 fn pids(subcommand: &str) -> Result<Vec<u32>> {

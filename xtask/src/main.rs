@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod models;
 mod names;
+mod scale;
 mod storm;
 mod tidy;
 mod tool;
@@ -34,6 +35,8 @@ enum Command {
     Models,
     /// List the names of the vendor's headers anew, for every release whose headers are published as packages.
     Names,
+    /// Measure pods a second on a large cluster of real Kubernetes with nodes that nobody runs.
+    Scale(tessera_e2e::scale::ScaleArgs),
     /// Check the rules of the repository that no compiler knows.
     Tidy,
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Storm(args) => storm::run(&args),
         Command::Models => models::run(),
         Command::Names => names::run(),
+        Command::Scale(args) => scale::run(&args),
         Command::Tidy => tidy::run(),
     };
     match outcome {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
+use tessera_e2e::interrupt::{Ended, until_signal};
 use tessera_e2e::mixed;
 use tessera_e2e::product::{Artefacts, Profile};
 use tessera_e2e::stage::{Plan, Stage};
@@ -37,10 +38,13 @@ pub(crate) struct StormArgs {
 const EIGHT: &str = "cards:\n  - {model: A100-SXM4-40GB, count: 8}\n";
 
 pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
-    tokio::runtime::Runtime::new()
+    let ended = tokio::runtime::Runtime::new()
         .context("starting the async runtime")?
-        .block_on(rounds(args))?;
-    Ok(ExitCode::SUCCESS)
+        .block_on(until_signal(rounds(args)))?;
+    Ok(match ended {
+        Ended::Done(()) => ExitCode::SUCCESS,
+        Ended::Interrupted(code) => code,
+    })
 }
 
 async fn rounds(args: &StormArgs) -> Result<()> {

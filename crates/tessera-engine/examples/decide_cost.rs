@@ -1,7 +1,8 @@
 //! The cost of one decision, for an instruction counter and for the clock.
 //!
-//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every]`: over 1,000 nodes of 8 cards with 2,000 pods unless
-//! said otherwise. Every decision is followed by booking its winner, so one node changes between two decisions, as in a
+//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every]`: over 1,000 nodes of 8 cards with 2,000
+//! pods unless said otherwise. Every decision is followed by booking its winner and by the watch event that confirms it,
+//! so one node changes between two decisions, as in a
 //! wave of like pods. With `cold` every decision has a new shape, so that nothing remembered helps. With `times` pods of
 //! eight shapes take turns, and one JSON object with the times of the decisions and the process's memory is printed;
 //! otherwise nothing is. `alone` does not book: the decision by itself. With `every` the scheduler serves all classes and
@@ -10,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World};
+use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World, WriteContext};
 use tessera_types::{CardPolicy, NodePolicy};
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::config::DeviceConfig;
@@ -64,10 +65,10 @@ fn main() {
     for at in 0..nodes {
         world.set_node(&node(at));
     }
-    let place = |world: &mut World, pod: &PodView, names: &[String], book: bool| {
+    let place = |world: &mut World, mut pod: PodView, names: &[String], book: bool| {
         let begun = Instant::now();
         let snapshot = world.snapshot();
-        let demand = engine.demand(pod).expect("a demand");
+        let demand = engine.demand(&pod).expect("a demand");
         let winner = engine
             .choose(&snapshot, &demand, Candidates::Names(names))
             .expect("room");
@@ -84,13 +85,24 @@ fn main() {
         };
         if book {
             world.assume(&assumption).expect("room");
+            let cards = snapshot.node(winner.node.as_str()).expect("a node").cards();
+            let context = WriteContext {
+                node: &winner.node,
+                now_seconds: 0,
+                cards,
+            };
+            pod.annotations = engine.annotations(&winner.allocation, &demand, &context);
+            pod.node_name = Some(winner.node.to_string());
+            // The watch event of the bound pod, whose texts are its own.
+            world.set_pod(&pod);
         }
         took
     };
     for at in 0..pods {
         let home = [names[at % nodes].clone()];
-        place(&mut world, &pod(&format!("old-{at}"), 1000 + at % 7), &home, true);
+        place(&mut world, pod(&format!("old-{at}"), 1000 + at % 7), &home, true);
     }
+    world.expire(100);
     let mut times = Vec::with_capacity(decisions);
     for at in 0..decisions {
         let memory = match mode.as_str() {
@@ -99,7 +111,7 @@ fn main() {
             _ => 2000,
         };
         let pod = pod(&format!("new-{at}"), memory);
-        times.push(place(&mut world, &pod, &names, mode != "alone"));
+        times.push(place(&mut world, pod, &names, mode != "alone"));
     }
     if mode == "times" {
         print(nodes, pods, times);

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tessera_types::{
-    Allocation, Card, CardId, CardUsage, ContainerRole, Keyword, NodeName, PodId, PodUsage, effective_usage,
-};
+use tessera_types::{Card, CardId, CardUsage, Keyword, MigReservation, NodeName, PodId, Share};
 
+use crate::holding::Holding;
 use crate::node::Held;
 
 /// On what a booking rests.
@@ -36,10 +35,8 @@ pub struct Booking {
     pub pod: PodId,
     /// Where.
     pub node: NodeName,
-    /// What was given, container by container.
-    pub allocation: Arc<Allocation>,
-    /// What counts of it now.
-    pub usage: PodUsage,
+    /// What was given, and what counts of it now.
+    pub(crate) held: Holding,
     /// On what it rests.
     pub state: BookingState,
     /// The pod's priority, for preemption.
@@ -49,14 +46,26 @@ pub struct Booking {
     /// The pod is being deleted.
     pub deleting: bool,
     /// Texts that could not be read.
-    pub closures: Vec<Closure>,
+    pub closures: Box<[Closure]>,
     /// What classes want to know of the pod.
     pub facts: BTreeMap<Keyword, BTreeMap<String, String>>,
 }
 
 impl Booking {
-    pub(crate) fn usage_of(allocation: &Allocation, roles: &[ContainerRole], init_done: bool) -> PodUsage {
-        effective_usage(allocation, roles, init_done)
+    /// The shares in the order of classes and containers, each with the position of its container.
+    pub fn shares(&self) -> impl Iterator<Item = (usize, Share)> {
+        self.held.shares().map(|(_, container, share)| (container, share))
+    }
+
+    /// The hardware instances among them.
+    #[must_use]
+    pub fn mig(&self) -> &[MigReservation] {
+        self.held.mig()
+    }
+
+    /// What counts now of each card and class, at most one entry for each.
+    pub fn usage(&self) -> impl Iterator<Item = (&CardId, &Keyword, CardUsage)> {
+        self.held.usage()
     }
 }
 
@@ -107,14 +116,14 @@ pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
         };
         &mut effects[place]
     }
-    let mut all: Vec<Effect> = Vec::with_capacity(booking.usage.0.len());
-    for (id, (class, usage)) in &booking.usage.0 {
+    let mut all: Vec<Effect> = Vec::with_capacity(1);
+    for (id, class, usage) in booking.usage() {
         if let Some(card) = find(cards, class, id) {
             let effect = at(&mut all, card);
-            effect.usage = effect.usage.plus(*usage);
+            effect.usage = effect.usage.plus(usage);
         }
     }
-    let cuts = !booking.allocation.mig.is_empty() || cards.iter().any(|card| card.mode.is_mig());
+    let cuts = !booking.mig().is_empty() || cards.iter().any(|card| card.mode.is_mig());
     if cuts {
         instances(booking, cards, &mut |card, held| {
             let effect = at(&mut all, card);
@@ -145,7 +154,7 @@ pub(crate) fn effects(booking: &Booking, cards: &[Card]) -> Vec<Effect> {
 
 /// Tells `put` of each instance held, or with `None` of a card where that cannot be told.
 fn instances(booking: &Booking, cards: &[Card], put: &mut impl FnMut(usize, Option<Held>)) {
-    let reservations = &booking.allocation.mig;
+    let reservations = booking.mig();
     for reservation in reservations {
         match find_cut(cards, &reservation.card) {
             None => {
@@ -166,9 +175,8 @@ fn instances(booking: &Booking, cards: &[Card], put: &mut impl FnMut(usize, Opti
             Some(card) => put(card, None),
         }
     }
-    let shares = booking.allocation.classes.iter();
-    for (class, share) in shares.flat_map(|(class, all)| all.iter().flatten().map(move |share| (class, share))) {
-        let Some(card) = find(cards, class, &share.card).filter(|card| cards[*card].mode.is_mig()) else {
+    for (class, card) in booking.held.cards() {
+        let Some(card) = find(cards, class, card).filter(|card| cards[*card].mode.is_mig()) else {
             continue;
         };
         if !reservations

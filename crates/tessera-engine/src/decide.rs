@@ -15,6 +15,7 @@ use tessera_wire::{NodeView, PodView, keys};
 use crate::booking::{Booking, BookingState};
 use crate::error::RequestError;
 use crate::fit::{ContainerFit, Given, Placed, Scratch, TrialCard, fit_one, fit_pod};
+use crate::holding::Holding;
 use crate::node::{CardUse, ClassOnNode, NodeFacts, NodeState, Nomination};
 use crate::order;
 use crate::quota::Room;
@@ -318,7 +319,7 @@ impl Engine {
     fn room(&self, snapshot: &Snapshot, demand: &Demand, own: Option<&Booking>, vendor_at: usize) -> Option<Room> {
         let vendor = self.vendors.at(vendor_at)?;
         let mut room = snapshot.quotas.room(&demand.pod.namespace, vendor.names())?;
-        for (_, (class, usage)) in own.into_iter().flat_map(|booking| &booking.usage.0) {
+        for (_, class, usage) in own.into_iter().flat_map(Booking::usage) {
             if class == vendor.keyword() {
                 let memory = i64::try_from(usage.memory.get()).unwrap_or(i64::MAX);
                 room.memory = room.memory.map(|left| left.saturating_add(memory));
@@ -473,13 +474,12 @@ impl<'a> Question<'a> {
             let booking = Arc::new(Booking {
                 pod: demand.pod.clone(),
                 node: node.name().clone(),
-                usage: Booking::usage_of(&placed.allocation, &roles, false),
-                allocation: placed.allocation,
+                held: Holding::new(&placed.allocation, &roles, false),
                 state: BookingState::Assumed,
                 priority: demand.priority,
                 since: None,
                 deleting: false,
-                closures: Vec::new(),
+                closures: Box::default(),
                 facts: demand.facts.clone(),
             });
             later.put(Arc::clone(&booking));

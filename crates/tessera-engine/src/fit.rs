@@ -134,10 +134,8 @@ pub(crate) fn fit_pod(
                 facts: shape.facts(*vendor_at),
             };
             fit.run(None, scratch, number)?;
-            let class = allocation
-                .classes
-                .entry(ask.class.clone())
-                .or_insert_with(|| vec![Vec::new(); containers.len()]);
+            let class = allocation.classes.or_default(&ask.class);
+            class.resize(containers.len(), Vec::new());
             for (device, given) in scratch.given.iter().enumerate() {
                 let card = &node.cards()[given.position];
                 class[at].push(Share {

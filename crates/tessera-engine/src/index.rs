@@ -133,7 +133,10 @@ impl Ranking {
             let Some(node) = node else { continue };
             if !node.nominations().is_empty() {
                 self.reserved.insert(number);
-            } else if let Ok(placed) = question.fit(node) {
+            } else if let Ok(placed) = match node.give_up(&question.shape) {
+                Some(outcome) => outcome,
+                None => question.fit(node),
+            } {
                 let key = Key::new(policy, node.name(), placed.score, placed.score_after, number);
                 self.order.insert(key.clone());
                 slot.key = Some(key);

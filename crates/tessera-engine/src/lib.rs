@@ -10,6 +10,7 @@ mod decide;
 mod edit;
 mod error;
 mod fit;
+mod holding;
 mod index;
 mod node;
 mod observe;

@@ -216,8 +216,9 @@ impl NodeState {
         let card = self.facts.cards.get(position);
         self.bookings.iter().map(|booking| &**booking).filter(move |booking| {
             let holds = |card: &Card| {
-                let mut held = booking.usage.0.iter();
-                held.any(|(id, (class, _))| *id == card.id && *class == card.class)
+                booking
+                    .usage()
+                    .any(|(id, class, _)| *id == card.id && *class == card.class)
             };
             card.is_some_and(holds)
         })
@@ -298,6 +299,17 @@ impl NodeState {
         Some(outcome.clone())
     }
 
+    /// The outcome for a shape of this content, which is not remembered any longer: an index keeps what it needs of it.
+    pub(crate) fn give_up(&self, shape: &Arc<Shape>) -> Option<Outcome> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = memory.iter().position(|(known, _)| Shape::same(known, shape))?;
+        let (_, outcome) = memory.swap_remove(at);
+        if memory.is_empty() {
+            *memory = Vec::new();
+        }
+        Some(outcome)
+    }
+
     pub(crate) fn remember(&self, shape: &Arc<Shape>, outcome: &Outcome) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.len() >= REMEMBERED {
@@ -322,7 +334,7 @@ impl NodeState {
                 .iter()
                 .fold(CardUsage::default(), |sum, used| sum.plus(used.usage)),
         );
-        self.memory.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.memory.get_mut().unwrap_or_else(PoisonError::into_inner) = Vec::new();
     }
 }
 

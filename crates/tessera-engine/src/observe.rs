@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 
 use tessera_types::{Allocation, ContainerRole, Keyword, NodeName};
 use tessera_wire::{NodeView, PodView, keys};
 
 use crate::booking::{Booking, BookingState, Closure};
 use crate::error::NodeProblem;
+use crate::holding::Holding;
 use crate::node::{ClassOnNode, NodeFacts};
 use crate::vendor::{HealthSource, Vendors, comma_list};
 use crate::world::PodProblem;
@@ -75,7 +75,6 @@ pub(crate) fn derive(vendors: &Vendors, pod: &PodView) -> (Option<Booking>, Vec<
         return (None, vec![PodProblem::Forged]);
     }
     let roles: Vec<ContainerRole> = pod.containers.iter().map(|container| container.role).collect();
-    let usage = Booking::usage_of(&allocation, &roles, pod.init_done);
     let facts = vendors
         .iter()
         .map(|vendor| (vendor.keyword().clone(), vendor.pod_facts(pod)))
@@ -84,8 +83,7 @@ pub(crate) fn derive(vendors: &Vendors, pod: &PodView) -> (Option<Booking>, Vec<
     let booking = Booking {
         pod: pod.id.clone(),
         node,
-        allocation: Arc::new(allocation),
-        usage,
+        held: Holding::new(&allocation, &roles, pod.init_done),
         state: if pod.node_name.is_some() {
             BookingState::Bound
         } else {
@@ -94,7 +92,7 @@ pub(crate) fn derive(vendors: &Vendors, pod: &PodView) -> (Option<Booking>, Vec<
         priority: pod.priority,
         since: pod.started_at.or(pod.created_at),
         deleting: pod.deleting,
-        closures,
+        closures: closures.into_boxed_slice(),
         facts,
     };
     (Some(booking), problems)

@@ -41,7 +41,7 @@ impl Engine {
         let state = snapshot.node(node.as_str())?;
         let classes = demand.classes();
         let concerns = |booking: &Booking| {
-            booking.pod.uid != demand.pod.uid && booking.usage.0.iter().any(|(_, (class, _))| classes.contains(class))
+            booking.pod.uid != demand.pod.uid && booking.usage().any(|(_, class, _)| classes.contains(class))
         };
         let mut question = Question::new(self, snapshot, demand);
         let mut fits = |gone: &BTreeSet<&PodUid>| {

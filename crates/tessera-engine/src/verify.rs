@@ -32,7 +32,7 @@ pub(crate) fn holds(
     } else {
         on_node(vendors, node, booking)?;
     }
-    for (class, sum) in by_class(&booking.usage) {
+    for (class, sum) in by_class(booking) {
         // What fitting does not ask for must not undo its decision here: the pod would be tried for ever.
         let Some(vendor) = vendors.get(class).filter(|vendor| vendor.rules().quota) else {
             continue;
@@ -41,7 +41,7 @@ pub(crate) fn holds(
             continue;
         };
         let mine = own
-            .and_then(|own| by_class(&own.usage).get(class).copied())
+            .and_then(|own| by_class(own).get(&class).copied())
             .unwrap_or_default();
         over(sum.memory.get(), mine.memory.get(), room.memory, Dimension::MemoryMib)?;
         over(
@@ -72,7 +72,7 @@ fn over(wanted: u64, mine: u64, room: Option<i64>, dimension: Dimension) -> Resu
 
 fn on_node(vendors: &Vendors, node: &NodeState, booking: &Booking) -> Result<(), AssumeError> {
     let cards = node.cards();
-    for class in booking.allocation.classes.keys() {
+    for (class, _) in booking.held.cards() {
         let Some(on_node) = node.class(class) else {
             return Err(AssumeError::NodeGone(booking.node.clone()));
         };
@@ -81,10 +81,9 @@ fn on_node(vendors: &Vendors, node: &NodeState, booking: &Booking) -> Result<(),
             return Err(AssumeError::ClassClosed { node, class, cause });
         }
     }
-    for (class, containers) in &booking.allocation.classes {
-        let gone = |share: &&Share| !cards.iter().any(|card| card.id == share.card && card.class == *class);
-        if let Some(share) = containers.iter().flatten().find(gone) {
-            return Err(AssumeError::CardGone(share.card.clone()));
+    for (class, id) in booking.held.cards() {
+        if !cards.iter().any(|card| card.id == *id && card.class == *class) {
+            return Err(AssumeError::CardGone(id.clone()));
         }
     }
     for effect in effects(booking, cards) {
@@ -138,11 +137,9 @@ fn on_node(vendors: &Vendors, node: &NodeState, booking: &Booking) -> Result<(),
         if let (Some(vendor), Some(short)) = (vendor, sum.extra.exceeds(card.extra)) {
             return taken(extra_short(vendor, card, short, effect.usage.extra, used.usage.extra));
         }
-        let of_class = booking.allocation.classes.get(&card.class);
+        let of_class = booking.held.shares().filter(|(class, ..)| **class == card.class);
         let mut shares = of_class
-            .into_iter()
-            .flatten()
-            .flatten()
+            .map(|(_, _, share)| share)
             .filter(|share| share.card == card.id);
         let rules = vendor.map(Vendor::rules).unwrap_or_default();
         if exclusive(rules, used.usage, card.cores, &mut shares) {
@@ -183,7 +180,7 @@ fn on_node(vendors: &Vendors, node: &NodeState, booking: &Booking) -> Result<(),
 }
 
 /// A whole card is wanted and others are on it, or others have all its compute and a share without a claim is wanted.
-fn exclusive<'a>(rules: Rules, used: CardUsage, total: Cores, shares: &mut impl Iterator<Item = &'a Share>) -> bool {
+fn exclusive(rules: Rules, used: CardUsage, total: Cores, shares: &mut impl Iterator<Item = Share>) -> bool {
     shares.any(|share| {
         (rules.whole_alone && total == WHOLE_CARD_CORES && share.cores == WHOLE_CARD_CORES && used.slots > 0)
             || (rules.exhausted && share.cores == Cores::ZERO && total != Cores::ZERO && used.cores == total)

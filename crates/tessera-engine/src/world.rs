@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use tessera_types::{Allocation, CardUsage, ContainerRole, Keyword, NodeName, PodId, PodUid, PodUsage, Reason};
+use tessera_types::{Allocation, CardUsage, ContainerRole, Keyword, NodeName, PodId, PodUid, Reason, SmallMap};
 use tessera_wire::{NodeView, PodView, Quantity, keys};
 
 use crate::booking::{Booking, BookingState};
 use crate::decide::demand_of;
 use crate::error::{AllocationProblem, NodeProblem};
+use crate::holding::Holding;
 use crate::index::Index;
 use crate::node::{NodeFacts, NodeState, Nomination, recount};
 use crate::observe::{derive, facts, input_hash, no_facts};
@@ -146,18 +147,48 @@ pub enum BookingDifference {
     Quota,
 }
 
-#[derive(Debug, Clone)]
+static NO_MORE: More = More {
+    written_at: None,
+    deadline: None,
+    assumed: None,
+    nominated: None,
+    nomination_over: None,
+    void: None,
+};
+
+impl std::ops::Deref for Record {
+    type Target = More;
+
+    fn deref(&self) -> &More {
+        self.more.as_deref().unwrap_or(&NO_MORE)
+    }
+}
+
+impl std::ops::DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 struct Assumed {
     booking: Arc<Booking>,
     at: i64,
     expires_at: i64,
 }
 
+/// What is known of a pod. Of nearly all pods that is a booking of a pod that is bound, and nothing else.
 #[derive(Debug, Clone, Default)]
 struct Record {
     /// From the annotations.
     derived: Option<Arc<Booking>>,
-    /// `hami.io/vgpu-time` beside it.
+    more: Option<Box<More>>,
+}
+
+/// What is known of a pod until it is bound.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct More {
+    /// `hami.io/vgpu-time` beside the booking, of a pod that is not bound.
     written_at: Option<String>,
     /// When an unbound derived booking ends.
     deadline: Option<i64>,
@@ -187,6 +218,7 @@ pub struct World {
     inputs: HashMap<NodeName, NodeInput>,
     bookings: BookingTable,
     quotas: Arc<Quotas>,
+    /// Of a pod without a record the booking says all: it is bound. See [`World::open`].
     records: HashMap<PodUid, Record>,
     leases: BTreeSet<(i64, PodUid)>,
     /// Unbound bookings whose lease starts with the next [`World::expire`].
@@ -335,7 +367,14 @@ impl World {
     /// node than its allocation names, books nothing from this call on. One being deleted books until it is gone.
     pub fn set_pod(&mut self, pod: &PodView) -> PodChange {
         let uid = &pod.id.uid;
-        let (derived, problems) = derive(&self.vendors, pod);
+        let (mut derived, problems) = derive(&self.vendors, pod);
+        if let Some(booking) = &mut derived
+            && let Some(node) = self.nodes.get(booking.node.as_str())
+        {
+            booking.node = node.name().clone();
+            booking.held.share_ids(node.cards());
+        }
+        self.open(uid);
         let known = self.records.contains_key(uid);
         let nominated = self.nomination(pod);
         if derived.is_none() && nominated.is_none() && !known {
@@ -345,7 +384,8 @@ impl World {
             };
         }
         let bound = pod.node_name.is_some();
-        let written_at = pod.annotations.get(keys::VGPU_TIME).cloned();
+        // Tells attempts apart, of which a bound pod has no more.
+        let written_at = pod.annotations.get(keys::VGPU_TIME).filter(|_| !bound).cloned();
         let record = self.records.entry(uid.clone()).or_default();
         let ended = pod.phase.is_terminal() || (!bound && pod.deleting);
         if ended || bound {
@@ -384,6 +424,8 @@ impl World {
             // Nothing of it can come back.
             self.records.remove(uid);
             self.undated.remove(uid);
+        } else {
+            self.close(uid);
         }
         PodChange {
             booked,
@@ -394,6 +436,7 @@ impl World {
 
     /// The pod is gone. Returns whether it held anything.
     pub fn remove_pod(&mut self, uid: &PodUid) -> bool {
+        self.open(uid);
         let Some(record) = self.records.get_mut(uid) else {
             return false;
         };
@@ -414,20 +457,18 @@ impl World {
     /// The decision does not hold any more; nothing is booked, and an earlier assumption stays.
     pub fn assume(&mut self, assumption: &Assumption<'_>) -> Result<(), AssumeError> {
         let uid = &assumption.pod.uid;
-        let usage = Booking::usage_of(&assumption.allocation, assumption.roles, false);
         let booking = Booking {
             pod: assumption.pod.clone(),
             node: assumption.node.clone(),
-            allocation: Arc::clone(&assumption.allocation),
-            usage,
+            held: Holding::new(&assumption.allocation, assumption.roles, false),
             state: BookingState::Assumed,
             priority: assumption.priority,
             since: Some(assumption.now),
             deleting: false,
-            closures: Vec::new(),
+            closures: Box::default(),
             facts: assumption.facts.clone(),
         };
-        if let Some(bound) = self.records.get(uid).and_then(|record| record.derived.as_ref())
+        if let Some(bound) = self.bookings.get(uid)
             && bound.state == BookingState::Bound
         {
             return Err(AssumeError::AlreadyBound(bound.node.clone()));
@@ -478,7 +519,7 @@ impl World {
             record.deadline = None;
         }
         let freed = self.settle(uid).1;
-        self.drop_if_empty(uid);
+        self.close(uid);
         freed
     }
 
@@ -535,7 +576,7 @@ impl World {
             if self.settle(&uid).1 {
                 ended.push(uid.clone());
             }
-            self.drop_if_empty(&uid);
+            self.close(&uid);
         }
         ended
     }
@@ -730,23 +771,38 @@ impl World {
         }
     }
 
-    /// A record that says nothing is not kept.
-    fn drop_if_empty(&mut self, uid: &PodUid) {
-        let empty = self.records.get(uid).is_some_and(|record| {
-            record.derived.is_none()
-                && record.assumed.is_none()
-                && record.nominated.is_none()
-                && record.void.is_none()
-                && record.nomination_over.is_none()
-        });
-        if empty {
+    /// Makes the record of a pod that is to change, if the pod has but a booking.
+    fn open(&mut self, uid: &PodUid) {
+        if !self.records.contains_key(uid)
+            && let Some(booking) = self.bookings.get(uid)
+        {
+            let record = Record {
+                derived: Some(Arc::clone(booking)),
+                more: None,
+            };
+            self.records.insert(uid.clone(), record);
+        }
+    }
+
+    /// A record that says nothing beyond the booking of a bound pod is not kept.
+    fn close(&mut self, uid: &PodUid) {
+        let Some(record) = self.records.get_mut(uid) else {
+            return;
+        };
+        if record.more.as_deref() == Some(&NO_MORE) {
+            record.more = None;
+        }
+        let bound = |booking: &Arc<Booking>| booking.state == BookingState::Bound;
+        if record.more.is_none() && record.derived.as_ref().is_none_or(bound) {
             self.records.remove(uid);
         }
     }
 
     /// Pods that anything is remembered of. After a gap in the watch, those that a new list lacks are to be removed.
     pub fn known_pods(&self) -> impl Iterator<Item = &PodUid> {
-        self.records.keys()
+        let bound = self.bookings.iter().map(|booking| &booking.pod.uid);
+        let bound = bound.filter(|uid| !self.records.contains_key(*uid));
+        self.records.keys().chain(bound)
     }
 
     /// Nodes that were set and not removed. After a gap in the watch, those that a new list lacks are to be removed.
@@ -802,7 +858,7 @@ impl World {
         }
         let frees = match (&old, &new) {
             (Some(_), None) => true,
-            (Some(old), Some(new)) => old.node != new.node || old.usage != new.usage || !old.closures.is_empty(),
+            (Some(old), Some(new)) => old.node != new.node || !old.usage().eq(new.usage()) || !old.closures.is_empty(),
             (None, _) => false,
         };
         (new.is_some(), frees)
@@ -811,7 +867,7 @@ impl World {
 
 /// Adds or removes a booking's amounts in the quota usage of its namespace.
 fn charge(vendors: &Vendors, quotas: &mut Quotas, booking: &Booking, add: bool) {
-    for (class, sum) in by_class(&booking.usage) {
+    for (class, sum) in by_class(booking) {
         let Some(vendor) = vendors.get(class) else { continue };
         let namespace = booking.pod.namespace.as_str();
         if add {
@@ -823,11 +879,11 @@ fn charge(vendors: &Vendors, quotas: &mut Quotas, booking: &Booking, add: bool) 
 }
 
 /// The usage of a pod, summed by class.
-pub(crate) fn by_class(usage: &PodUsage) -> BTreeMap<&Keyword, CardUsage> {
-    let mut sums: BTreeMap<&Keyword, CardUsage> = BTreeMap::new();
-    for (_, (class, amount)) in &usage.0 {
-        let sum = sums.entry(class).or_default();
-        *sum = sum.plus(*amount);
+pub(crate) fn by_class(booking: &Booking) -> SmallMap<&Keyword, CardUsage> {
+    let mut sums = SmallMap::default();
+    for (_, class, amount) in booking.usage() {
+        let sum: &mut CardUsage = sums.or_default(&class);
+        *sum = sum.plus(amount);
     }
     sums
 }

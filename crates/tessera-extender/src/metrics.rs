@@ -428,7 +428,7 @@ fn cards(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resul
 
 fn instances(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
     let series = snapshot.bookings().flat_map(|booking| {
-        booking.allocation.mig.iter().filter_map(move |instance| {
+        booking.mig().iter().filter_map(move |instance| {
             let runtime = instance.runtime.as_ref()?;
             let index = snapshot
                 .node(booking.node.as_str())
@@ -466,10 +466,8 @@ fn shares<'a>(
     let value = move |booking: &'a Booking| -> Vec<(Labels<'a>, f64)> {
         let [namespace, node, pod, container, uuid] = names;
         booking
-            .usage
-            .0
-            .iter()
-            .map(|(card, (_, usage))| {
+            .usage()
+            .map(|(card, _, usage)| {
                 let labels: Labels<'_> = vec![
                     (namespace, Cow::Borrowed(booking.pod.namespace.as_str())),
                     (node, Cow::Borrowed(booking.node.as_str())),
@@ -477,7 +475,7 @@ fn shares<'a>(
                     (container, Cow::Borrowed("0")),
                     (uuid, Cow::Borrowed(card.as_str())),
                 ];
-                (labels, value(usage))
+                (labels, value(&usage))
             })
             .collect()
     };
@@ -594,7 +592,7 @@ fn legacy(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Resu
         "nodeGPUMigInstance",
         "A hardware instance that a pod holds",
         snapshot.bookings().flat_map(|booking| {
-            booking.allocation.mig.iter().filter_map(move |instance| {
+            booking.mig().iter().filter_map(move |instance| {
                 let runtime = instance.runtime.as_ref()?;
                 let card = snapshot
                     .node(booking.node.as_str())?

@@ -4,7 +4,11 @@
 //! `lib64` of a driver root must be in `LD_LIBRARY_PATH`, and the root in `TESSERA_SIM_ROOT`.
 #![allow(unsafe_code, reason = "calls into C libraries")]
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example")]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "widths of the interface")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "widths of the interface"
+)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io::{BufRead, Write};

@@ -1,10 +1,8 @@
 //! What a pod was given.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{CardId, Cores, Extras, Keyword, Mib, Placement};
+use crate::{CardId, Cores, Extras, Keyword, Mib, Placement, SmallMap};
 
 /// The part of one card that one container holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,7 +56,7 @@ pub struct MigReservation {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Allocation {
     /// By class, only classes the pod uses.
-    pub classes: BTreeMap<Keyword, ClassAllocation>,
+    pub classes: SmallMap<Keyword, ClassAllocation>,
     /// Hardware instances among them.
     pub mig: Vec<MigReservation>,
 }

@@ -13,6 +13,7 @@ mod policy;
 mod reason;
 mod request;
 mod rule;
+mod small;
 mod usage;
 
 pub use allocation::{Allocation, ClassAllocation, MigReservation, MigRuntime, Share};
@@ -24,4 +25,5 @@ pub use policy::{CardOrder, CardPolicy, NodePolicy, Weights, WeightsError};
 pub use reason::{Dimension, NodeRefusal, Reason, ReasonKind};
 pub use request::{Ask, ContainerDemand, ContainerRole, Demand, MemoryAsk, Selection};
 pub use rule::{CardRule, RULE_BYTES_MAX, RULE_DEPTH_MAX, RuleError};
+pub use small::SmallMap;
 pub use usage::{CardUsage, PodUsage, effective_usage};

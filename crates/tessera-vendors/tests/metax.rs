@@ -343,7 +343,7 @@ proptest! {
                 let apps = of(APP);
                 prop_assert!(apps.iter().all(|app| app.is_empty()) || !apps.contains(&""), "{:?}", apps);
                 let is_alone = |tenant: &&Booking| {
-                    let mut shares = tenant.allocation.shares();
+                    let mut shares = tenant.shares();
                     shares.any(|(_, share)| share.card == card.id && share.cores.get() == 100)
                 };
                 // An online pod goes to a card that an offline pod has alone, too, and suspends that.

@@ -235,7 +235,23 @@ pub fn parse_json(text: &str, class: &Keyword) -> Result<Vec<Card>, RegisterErro
         .map(|(at, wire)| card(at, wire, class))
         .collect::<Result<Vec<_>, _>>()?;
     check_ids(&cards)?;
-    Ok(cards)
+    Ok(share_texts(cards))
+}
+
+/// Makes the equal texts of neighbours one: the cards of a node are of one model nearly always.
+fn share_texts(mut cards: Vec<Card>) -> Vec<Card> {
+    for at in 1..cards.len() {
+        let (before, from) = cards.split_at_mut(at);
+        if let (Some(known), Some(card)) = (before.last(), from.first_mut()) {
+            if card.model == known.model {
+                card.model = Arc::clone(&known.model);
+            }
+            if card.mode == known.mode {
+                card.mode = known.mode.clone();
+            }
+        }
+    }
+    cards
 }
 
 fn clamped(number: u64) -> i64 {

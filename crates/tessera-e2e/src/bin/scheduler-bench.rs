@@ -6,8 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,6 +14,8 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use tessera_e2e::interrupt::{Ended, until_signal};
+use tessera_e2e::processes::{Service, used_by_tree};
 use tessera_e2e::product::{Artefacts, Profile};
 use tessera_testcluster::{Cluster, Progress, SchedulerConfig};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -59,7 +60,14 @@ impl Arguments {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
+    match until_signal(run()).await? {
+        Ended::Done(()) => Ok(ExitCode::SUCCESS),
+        Ended::Interrupted(code) => Ok(code),
+    }
+}
+
+async fn run() -> Result<()> {
     let arguments = Arguments::read()?;
     let artefacts = Artefacts::find(Profile::Release)?;
     let cluster = Cluster::builder()
@@ -140,8 +148,8 @@ async fn measure(cluster: &Cluster, artefacts: &Artefacts, a: &Arguments) -> Res
     let port = 19_390;
     let config = cluster.state_dir().join("device-config.yaml");
     std::fs::write(&config, include_str!("scheduler-bench.device-config.yaml"))?;
-    let log = std::fs::File::create(cluster.state_dir().join("scheduler.log"))?;
-    let mut child = Command::new(&artefacts.tessera)
+    let mut command = Command::new(&artefacts.tessera);
+    command
         .args([
             "scheduler",
             "--scheduler-name",
@@ -152,18 +160,12 @@ async fn measure(cluster: &Cluster, artefacts: &Artefacts, a: &Arguments) -> Res
         .args(["--http_bind", &format!("127.0.0.1:{port}"), "--filter-mode", &a.mode])
         .arg("--device-config-file")
         .arg(&config)
-        .env("KUBECONFIG", cluster.kubeconfig())
-        .stderr(Stdio::from(log.try_clone()?))
-        .stdout(Stdio::from(log))
-        .spawn()
-        .context("starting tessera scheduler")?;
-    let outcome = ask(&mut child, port, a).await;
-    child.kill().context("stopping the scheduler")?;
-    child.wait().context("waiting for the scheduler")?;
-    outcome
+        .env("KUBECONFIG", cluster.kubeconfig());
+    let mut service = Service::start(&mut command, &cluster.state_dir().join("scheduler.log"))?;
+    ask(&mut service, port, a).await
 }
 
-async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
+async fn ask(service: &mut Service, port: u16, a: &Arguments) -> Result<Value> {
     let start = Instant::now();
     let mut connection = loop {
         if let Ok(mut connection) = Connection::open(port).await
@@ -175,7 +177,7 @@ async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
             start.elapsed() < Duration::from_secs(60),
             "the scheduler was not ready in 60 s"
         );
-        ensure!(child.try_wait()?.is_none(), "the scheduler ended; see its log");
+        ensure!(service.is_running()?, "the scheduler ended; see its log");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let ready = start.elapsed();
@@ -214,18 +216,8 @@ async fn ask(child: &mut Child, port: u16, a: &Arguments) -> Result<Value> {
         "nodes": a.nodes, "cards_per_node": a.cards, "pods_booked": a.pods, "calls": a.calls, "mode": a.mode,
         "ready_ms": ready.as_secs_f64() * 1e3,
         "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0),
-        "rss_mib": rss_mib(child.id())?,
+        "rss_mib": used_by_tree(service.pid())?.rss_kib / 1024,
     }))
-}
-
-fn rss_mib(pid: u32) -> Result<f64> {
-    let path = PathBuf::from(format!("/proc/{pid}/status"));
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let kib = text
-        .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-    Ok(kib.context("no VmRSS")? / 1024.0)
 }
 
 /// One kept-alive HTTP/1.1 connection.

@@ -167,13 +167,7 @@ pub fn assert_within_capacity(snapshot: &Snapshot) {
             let held: Vec<_> = node
                 .bookings()
                 .iter()
-                .flat_map(|booking| {
-                    booking
-                        .allocation
-                        .mig
-                        .iter()
-                        .map(move |held| (booking.pod.uid.clone(), held))
-                })
+                .flat_map(|booking| booking.mig().iter().map(move |held| (booking.pod.uid.clone(), held)))
                 .filter(|(_, held)| held.card == card.id)
                 .collect();
             for (at, (uid, one)) in held.iter().enumerate() {

@@ -66,10 +66,8 @@ fn held_under_another_id(card: &Card, node: &NodeState) -> bool {
     let tiles = format!("{}/t", card.id);
     node.bookings().iter().any(|booking| {
         booking
-            .usage
-            .0
-            .iter()
-            .map(|(card, _)| card)
+            .usage()
+            .map(|(card, ..)| card)
             .any(|id: &CardId| whole == Some(id.as_str()) || id.as_str().starts_with(&tiles))
     })
 }

@@ -113,7 +113,7 @@ fn policy<'a>(node: &'a NodeState, position: usize, class: &Keyword) -> Option<&
     for booking in node.tenants(position) {
         let facts = booking.facts.get(class);
         let fact = |name: &str| facts.and_then(|facts| facts.get(name)).map(String::as_str);
-        let mut shares = booking.allocation.shares().filter(|(_, share)| share.card == card.id);
+        let mut shares = booking.shares().filter(|(_, share)| share.card == card.id);
         // A card of its own is no share, and an online pod's share has no policy.
         if shares.any(|(_, share)| share.cores >= WHOLE_CARD_CORES)
             || fact(APP).and_then(App::parse) == Some(App::Online)

@@ -318,14 +318,14 @@ impl Cluster {
         let booking = snapshot
             .booking(&uid(name))
             .unwrap_or_else(|| panic!("{}: {name} holds nothing", self.row.title));
-        booking.usage.0.iter().map(|(card, _)| card.to_string()).collect()
+        booking.usage().map(|(card, ..)| card.to_string()).collect()
     }
 
     /// What the pod holds, of all cards together.
     pub(crate) fn held_by(&self, name: &str) -> CardUsage {
         let snapshot = self.world.snapshot();
-        let usage = snapshot.booking(&uid(name)).unwrap().usage.0.iter();
-        usage.fold(CardUsage::default(), |sum, (_, (_, used))| sum.plus(*used))
+        let usage = snapshot.booking(&uid(name)).unwrap().usage();
+        usage.fold(CardUsage::default(), |sum, (.., used)| sum.plus(used))
     }
 
     /// Whether the pod holds anything.
