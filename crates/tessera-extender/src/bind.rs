@@ -4,7 +4,7 @@
 //! lost is found out by reading the pod, and what was assumed is given back only when it is known that the pod
 //! is not bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -317,8 +317,8 @@ impl App {
             .node(promise.node.as_str())
             .map_or(&[][..], NodeState::bookings);
         for other in bookings {
-            let several = other.allocation.classes.keys().filter(shares_lock).count() > 1;
-            if !several || other.pod.uid == promise.demand.pod.uid {
+            let sharing: BTreeSet<&Keyword> = other.classes().filter(shares_lock).collect();
+            if sharing.len() < 2 || other.pod.uid == promise.demand.pod.uid {
                 continue;
             }
             let Some(pod) = read_pod(&self.cluster.client, &other.pod.namespace, &other.pod.name).await? else {
