@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod packing;
 mod storm;
 mod tidy;
 mod tool;
@@ -26,6 +27,8 @@ enum Command {
     Up(up::UpArgs),
     /// Measure the figures of docs/benchmarks again.
     Bench,
+    /// Replay the published packing experiment: decisions bit for bit, and the points of our policy.
+    Packing(packing::PackingArgs),
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
     /// Check the rules of the repository that no compiler knows.
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Up(args) => up::run(&args),
         Command::Bench => bench::run(),
+        Command::Packing(args) => packing::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Tidy => tidy::run(),
     };
