@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tessera_packing::{Cluster, Fragmentation, Models, Node, Policy, Request, TesseraWeights, WHOLE, Workload};
+use tessera_packing::{Cluster, Fragmentation, Models, Node, Policy, Request, WHOLE, Weights, Workload};
 use tessera_packing::{openb, replay};
 
 use crate::tool;
@@ -36,6 +36,9 @@ const TRACES: [&str; 17] = [
     "gpuspec25",
     "gpuspec33",
 ];
+/// The traces without published results; arrivals in an order of our own but for `gpuspec05`, which has the requests of
+/// `default`.
+const UNPUBLISHED: [&str; 6] = ["cpu037", "cpu072", "cpu235", "cpu300", "gpushare20", "gpuspec05"];
 /// Seeds that the weights of `tessera` were chosen on.
 const TUNING: std::ops::RangeInclusive<u32> = 42..=46;
 /// Seeds that results are reported on.
@@ -51,13 +54,16 @@ pub(crate) struct PackingArgs {
     /// FGD and BestFit on every trace with all ten seeds.
     #[arg(long)]
     all: bool,
-    /// `tessera`, FGD and the bound for each trace, mean of the seeds 47 to 51.
+    /// `tessera`, FGD, the model of HAMi and the bound for each trace, mean of the seeds 47 to 51.
     #[arg(long)]
     table: bool,
     /// The same as `--table`, on the seeds 42 to 46 that weights are chosen on.
     #[arg(long)]
     tune: bool,
-    /// Weights of `tessera` for `--tune`, as JSON: packing, stranded, factor, most, step.
+    /// As `--table`, of the variants of the trace that have no published results.
+    #[arg(long)]
+    others: bool,
+    /// Weights of `tessera` for `--tune`, as JSON: fragmentation, stranded, surplus, cpu, cards, price, dearest.
     #[arg(long, requires = "tune")]
     weights: Option<String>,
     /// Decisions a second on one core, mean over the 17 traces.
@@ -79,6 +85,7 @@ pub(crate) struct PackingArgs {
 enum Name {
     Fgd,
     BestFit,
+    Hami,
     Tessera,
 }
 
@@ -88,6 +95,7 @@ impl Name {
         match self {
             Self::Fgd => "FGD",
             Self::BestFit => "BestFit",
+            Self::Hami => "HAMi (modelled)",
             Self::Tessera => "tessera",
         }
     }
@@ -97,9 +105,25 @@ impl Name {
 struct Trace {
     pods: Vec<Request>,
     workload: Workload,
+    /// `None`: an order of our own.
+    order: Option<Order>,
+}
+
+/// Published orders of arrival and ranks of nodes, a column for each seed.
+struct Order {
+    name: &'static str,
     arrivals: String,
     ranks: String,
-    order: &'static str,
+}
+
+impl Order {
+    fn load(name: &'static str) -> Result<Self> {
+        Ok(Self {
+            name,
+            arrivals: read(&format!("orders/arrivals_{name}.csv"))?,
+            ranks: read(&format!("orders/noderank_{name}.csv"))?,
+        })
+    }
 }
 
 struct Data {
@@ -117,52 +141,20 @@ struct Job {
     seed: u32,
 }
 
-/// How weights follow from a workload.
-#[derive(Debug, Clone, Copy)]
-struct Recipe {
-    packing: f64,
-    stranded: f64,
-    factor: f64,
-    most: f64,
-    step: f64,
-}
-
-impl Recipe {
-    const CHOSEN: Self = Self {
-        packing: 100.0,
-        stranded: 0.0,
-        factor: 1.0,
-        most: 1.0,
-        step: 0.0,
-    };
-
-    fn parse(text: Option<&str>) -> Result<Self> {
-        let given: Value = serde_json::from_str(text.unwrap_or("{}")).context("reading --weights")?;
-        let pick = |name: &str, or: f64| given[name].as_f64().unwrap_or(or);
-        let or = Self::CHOSEN;
-        Ok(Self {
-            packing: pick("packing", or.packing),
-            stranded: pick("stranded", or.stranded),
-            factor: pick("factor", or.factor),
-            most: pick("most", or.most),
-            step: pick("step", or.step),
-        })
-    }
-
-    fn weights(self, trace: &Trace, data: &Data) -> TesseraWeights {
-        TesseraWeights {
-            packing: self.packing,
-            stranded: self.stranded,
-            cpu_per_milli: trace.workload.cpu_per_milli(),
-            prices: trace
-                .workload
-                .named_pressure(&data.models, &data.nodes)
-                .into_iter()
-                .map(|pressure| TesseraWeights::price(pressure, self.factor, self.most))
-                .collect(),
-            step: self.step,
-        }
-    }
+/// Weights with the members that `text` has.
+fn weights(text: Option<&str>) -> Result<Weights> {
+    let given: Value = serde_json::from_str(text.unwrap_or("{}")).context("reading --weights")?;
+    let pick = |name: &str, or: f64| given[name].as_f64().unwrap_or(or);
+    let or = Weights::default();
+    Ok(Weights {
+        fragmentation: pick("fragmentation", or.fragmentation),
+        stranded: pick("stranded", or.stranded),
+        surplus: pick("surplus", or.surplus),
+        cpu: pick("cpu", or.cpu),
+        cards: pick("cards", or.cards),
+        price: pick("price", or.price),
+        dearest: pick("dearest", or.dearest),
+    })
 }
 
 fn read(name: &str) -> Result<String> {
@@ -175,22 +167,15 @@ impl Data {
         let file = "openb_node_list_gpu_node.csv";
         let (nodes, models) = openb::nodes(file, &read(file)?)?;
         let mut traces = BTreeMap::new();
-        for trace in TRACES {
-            let order = if trace.starts_with("gpuspec") { "default" } else { trace };
+        for trace in TRACES.into_iter().chain(UNPUBLISHED) {
             let file = format!("openb_pod_list_{trace}.csv");
             let (pods, workload) = openb::pods(&file, &read(&file)?, &models)?;
-            let arrivals = read(&format!("orders/arrivals_{order}.csv"))?;
-            let ranks = read(&format!("orders/noderank_{order}.csv"))?;
-            traces.insert(
-                trace,
-                Trace {
-                    pods,
-                    workload,
-                    arrivals,
-                    ranks,
-                    order,
-                },
-            );
+            let order = match trace {
+                _ if trace.starts_with("gpuspec") => Some(Order::load("default")?),
+                _ if UNPUBLISHED.contains(&trace) => None,
+                _ => Some(Order::load(trace)?),
+            };
+            traces.insert(trace, Trace { pods, workload, order });
         }
         Ok(Self {
             capacity: nodes.iter().map(|node| u32::from(node.cards) * WHOLE).sum(),
@@ -201,13 +186,21 @@ impl Data {
     }
 
     /// One replay, and the time of its decisions.
-    fn replay(&self, job: Job, recipe: Recipe) -> Result<(replay::Outcome, Duration)> {
+    fn replay(&self, job: Job, weights: Weights) -> Result<(replay::Outcome, Duration)> {
         let trace = self
             .traces
             .get(job.trace)
             .ok_or_else(|| anyhow!("no trace {}; there are: {}", job.trace, TRACES.join(", ")))?;
-        let arrivals = openb::seed_column(&format!("arrivals_{}.csv", trace.order), &trace.arrivals, job.seed)?;
-        let rank = openb::seed_column(&format!("noderank_{}.csv", trace.order), &trace.ranks, job.seed)?;
+        let (arrivals, rank) = match &trace.order {
+            Some(Order { name, arrivals, ranks }) => (
+                openb::seed_column(&format!("arrivals_{name}.csv"), arrivals, job.seed)?,
+                openb::seed_column(&format!("noderank_{name}.csv"), ranks, job.seed)?,
+            ),
+            None => (
+                openb::own_order(&trace.pods, u64::from(self.capacity) * 13 / 10, u64::from(job.seed)),
+                openb::own_ranks(self.nodes.len(), u64::from(job.seed)),
+            ),
+        };
         let mut sequence = Vec::with_capacity(arrivals.len());
         for row in arrivals {
             let pod = usize::try_from(row).ok().and_then(|row| trace.pods.get(row));
@@ -216,7 +209,8 @@ impl Data {
         let policy = match job.policy {
             Name::Fgd => Policy::Fgd,
             Name::BestFit => Policy::BestFit,
-            Name::Tessera => Policy::Tessera(recipe.weights(trace, self)),
+            Name::Hami => Policy::Hami,
+            Name::Tessera => Policy::Tessera(weights),
         };
         let typical = Fragmentation::new(trace.workload.typical(&self.models));
         let mut cluster = Cluster::new(&self.nodes, &rank, typical, policy);
@@ -226,7 +220,7 @@ impl Data {
     }
 
     /// All replays, on every core.
-    fn replay_all(&self, jobs: &[Job], recipe: Recipe) -> Result<BTreeMap<Job, replay::Outcome>> {
+    fn replay_all(&self, jobs: &[Job], weights: Weights) -> Result<BTreeMap<Job, replay::Outcome>> {
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Ok(BTreeMap::new()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -234,7 +228,7 @@ impl Data {
             for _ in 0..cores {
                 scope.spawn(|| {
                     while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = self.replay(*job, recipe);
+                        let outcome = self.replay(*job, weights);
                         let Ok(mut done) = done.lock() else { return };
                         match (outcome, done.as_mut()) {
                             (Ok((outcome, _)), Ok(map)) => drop(map.insert(*job, outcome)),
@@ -265,23 +259,26 @@ pub(crate) fn check() -> Result<()> {
 
 pub(crate) fn run(args: &PackingArgs) -> Result<ExitCode> {
     let data = Data::load()?;
-    let recipe = Recipe::parse(args.weights.as_deref())?;
+    let weights = weights(args.weights.as_deref())?;
     if let Some(file) = &args.plot {
-        return draw(&data, &args.trace, file, recipe);
+        return draw(&data, &args.trace, file, weights);
     }
     if args.speed {
-        return speed(&data, recipe);
+        return speed(&data, weights);
     }
     let mut answer = json!({});
     let mut passed = true;
     if args.check || args.all {
-        passed &= published(&data, args.all, recipe, &mut answer)?;
+        passed &= published(&data, args.all, weights, &mut answer)?;
+    }
+    if args.others {
+        others(&data, weights, &mut answer)?;
     }
     if args.check || args.table || args.tune {
-        passed &= points(&data, args, recipe, &mut answer)?;
+        passed &= points(&data, args, weights, &mut answer)?;
     }
     if answer == json!({}) {
-        bail!("nothing to do; add --check, --all, --table, --tune, --speed or --plot FILE");
+        bail!("nothing to do; add --check, --all, --table, --others, --tune, --speed or --plot FILE");
     }
     if args.json {
         tool::say(&serde_json::to_string_pretty(&answer)?);
@@ -289,9 +286,9 @@ pub(crate) fn run(args: &PackingArgs) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn jobs(policies: &[Name], seeds: std::ops::RangeInclusive<u32>) -> Vec<Job> {
+fn jobs(traces: &[&'static str], policies: &[Name], seeds: std::ops::RangeInclusive<u32>) -> Vec<Job> {
     let mut jobs = Vec::new();
-    for trace in TRACES {
+    for trace in traces {
         for policy in policies {
             jobs.extend(seeds.clone().map(|seed| Job {
                 trace,
@@ -304,13 +301,13 @@ fn jobs(policies: &[Name], seeds: std::ops::RangeInclusive<u32>) -> Vec<Job> {
 }
 
 /// Decision hashes against `reference/runs.csv`.
-fn published(data: &Data, all: bool, recipe: Recipe, answer: &mut Value) -> Result<bool> {
+fn published(data: &Data, all: bool, weights: Weights, answer: &mut Value) -> Result<bool> {
     let wanted = if all {
-        jobs(&[Name::Fgd, Name::BestFit], 42..=51)
+        jobs(&TRACES, &[Name::Fgd, Name::BestFit], 42..=51)
     } else {
-        jobs(&[Name::Fgd], 42..=42)
+        jobs(&TRACES, &[Name::Fgd], 42..=42)
     };
-    let outcomes = data.replay_all(&wanted, recipe)?;
+    let outcomes = data.replay_all(&wanted, weights)?;
     let runs = read("reference/runs.csv")?;
     let mut differing = Vec::new();
     for (job, outcome) in &outcomes {
@@ -343,32 +340,69 @@ fn published(data: &Data, all: bool, recipe: Recipe, answer: &mut Value) -> Resu
     Ok(passed)
 }
 
+/// Mean allocation over seeds.
+fn mean(
+    outcomes: &BTreeMap<Job, replay::Outcome>,
+    seeds: &std::ops::RangeInclusive<u32>,
+    trace: &'static str,
+    policy: Name,
+    at: usize,
+) -> Result<f64> {
+    let mut sum = 0.0;
+    for seed in seeds.clone() {
+        let outcome = outcomes.get(&Job { trace, policy, seed });
+        sum += outcome
+            .and_then(|outcome| outcome.allocation_at(at))
+            .with_context(|| format!("{trace}, seed {seed}: no point at {at} %"))?;
+    }
+    Ok(sum / seeds.clone().count() as f64)
+}
+
+/// The traces without published results: ours, FGD as we replay it, and the model of HAMi.
+fn others(data: &Data, weights: Weights, answer: &mut Value) -> Result<()> {
+    let policies = [Name::Tessera, Name::Fgd, Name::Hami];
+    let outcomes = data.replay_all(&jobs(&UNPUBLISHED, &policies, REPORT), weights)?;
+    tool::say("| trace | tessera at 100 % | FGD | HAMi, modelled | tessera at 130 % | FGD | HAMi, modelled |");
+    tool::say("|---|---|---|---|---|---|---|");
+    let mut rows = Vec::new();
+    for trace in UNPUBLISHED {
+        let mut cells = Vec::new();
+        for at in [100, 130] {
+            for policy in policies {
+                cells.push(mean(&outcomes, &REPORT, trace, policy, at)?);
+            }
+        }
+        let text: Vec<String> = cells.iter().map(|value| format!("{value:.2}")).collect();
+        tool::say(&format!("| {trace} | {} |", text.join(" | ")));
+        rows.push(json!({"trace": trace, "points": cells}));
+    }
+    answer["others"] = json!(rows);
+    Ok(())
+}
+
 /// `tessera` beside FGD and the bound; with `--check`, against the floors.
-fn points(data: &Data, args: &PackingArgs, recipe: Recipe, answer: &mut Value) -> Result<bool> {
+fn points(data: &Data, args: &PackingArgs, weights: Weights, answer: &mut Value) -> Result<bool> {
     let seeds = match (args.tune, args.table) {
         (true, _) => TUNING,
         (_, true) => REPORT,
         _ => 47..=47,
     };
-    let outcomes = data.replay_all(&jobs(&[Name::Fgd, Name::Tessera], seeds.clone()), recipe)?;
+    let outcomes = data.replay_all(
+        &jobs(&TRACES, &[Name::Fgd, Name::Hami, Name::Tessera], seeds.clone()),
+        weights,
+    )?;
     let bounds: Value = serde_json::from_str(&read("reference.json")?).context("reading reference.json")?;
     let floors: Value =
         serde_json::from_str(&read("../packing-floors.json")?).context("reading packing-floors.json")?;
-    let mean = |trace: &'static str, policy: Name, at: usize| -> Result<f64> {
-        let mut sum = 0.0;
-        for seed in seeds.clone() {
-            let outcome = outcomes.get(&Job { trace, policy, seed });
-            sum += outcome
-                .and_then(|outcome| outcome.allocation_at(at))
-                .with_context(|| format!("{trace}, seed {seed}: no point at {at} %"))?;
-        }
-        Ok(sum / seeds.clone().count() as f64)
-    };
-    tool::say("| trace | tessera at 100 % | FGD | bound | gap closed | tessera at 130 % | FGD |");
-    tool::say("|---|---|---|---|---|---|---|");
+    let mean = |trace, policy, at| mean(&outcomes, &seeds, trace, policy, at);
+    tool::say(
+        "| trace | tessera at 100 % | FGD | HAMi, modelled | bound | gap closed | tessera at 130 % | FGD | HAMi, modelled |",
+    );
+    tool::say("|---|---|---|---|---|---|---|---|---|");
     let (mut passed, mut closed_sum, mut rows) = (true, 0.0, Vec::new());
     for trace in TRACES {
         let [ours, fgd] = [mean(trace, Name::Tessera, 100)?, mean(trace, Name::Fgd, 100)?];
+        let [hami, hami_end] = [mean(trace, Name::Hami, 100)?, mean(trace, Name::Hami, 130)?];
         let [ours_end, fgd_end] = [mean(trace, Name::Tessera, 130)?, mean(trace, Name::Fgd, 130)?];
         let bound = bounds["bounds"]["alloc"][trace]["at_100"]
             .as_f64()
@@ -376,12 +410,12 @@ fn points(data: &Data, args: &PackingArgs, recipe: Recipe, answer: &mut Value) -
         let closed = (ours - fgd) / (bound - fgd);
         closed_sum += closed;
         tool::say(&format!(
-            "| {trace} | {ours:.2} | {fgd:.2} | {bound:.2} | {:.0} % | {ours_end:.2} | {fgd_end:.2} |",
+            "| {trace} | {ours:.2} | {fgd:.2} | {hami:.2} | {bound:.2} | {:.0} % | {ours_end:.2} | {fgd_end:.2} | {hami_end:.2} |",
             100.0 * closed
         ));
         rows.push(
             json!({"trace": trace, "tessera_100": ours, "fgd_100": fgd, "bound_100": bound,
-            "closed": closed, "tessera_130": ours_end, "fgd_130": fgd_end}),
+            "hami_modelled_100": hami, "hami_modelled_130": hami_end, "closed": closed, "tessera_130": ours_end, "fgd_130": fgd_end}),
         );
         if args.check {
             let floor = floors[trace]
@@ -402,11 +436,11 @@ fn points(data: &Data, args: &PackingArgs, recipe: Recipe, answer: &mut Value) -
 }
 
 /// Decisions a second, one after another on one core.
-fn speed(data: &Data, recipe: Recipe) -> Result<ExitCode> {
-    for policy in [Name::Fgd, Name::BestFit, Name::Tessera] {
+fn speed(data: &Data, weights: Weights) -> Result<ExitCode> {
+    for policy in [Name::Fgd, Name::BestFit, Name::Hami, Name::Tessera] {
         let (mut decisions, mut time) = (0_u32, Duration::ZERO);
-        for job in jobs(&[policy], 42..=42) {
-            let (outcome, took) = data.replay(job, recipe)?;
+        for job in jobs(&TRACES, &[policy], 42..=42) {
+            let (outcome, took) = data.replay(job, weights)?;
             decisions += outcome.arrivals;
             time += took;
         }
@@ -421,15 +455,15 @@ fn speed(data: &Data, recipe: Recipe) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn draw(data: &Data, trace: &str, file: &std::path::Path, recipe: Recipe) -> Result<ExitCode> {
+fn draw(data: &Data, trace: &str, file: &std::path::Path, weights: Weights) -> Result<ExitCode> {
     let trace = TRACES
         .into_iter()
         .find(|known| *known == trace)
         .with_context(|| format!("no trace {trace}; there are: {}", TRACES.join(", ")))?;
     let mut curves = Vec::new();
-    for policy in [Name::Tessera, Name::Fgd, Name::BestFit] {
+    for policy in [Name::Tessera, Name::Fgd, Name::Hami] {
         let seed = *REPORT.start();
-        let (outcome, _) = data.replay(Job { trace, policy, seed }, recipe)?;
+        let (outcome, _) = data.replay(Job { trace, policy, seed }, weights)?;
         curves.push((policy.published(), outcome.allocation));
     }
     std::fs::write(file, plot::svg(trace, &curves)).with_context(|| format!("writing {}", file.display()))?;
