@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::{models, tidy, tool};
+use crate::{models, packing, tidy, tool};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
@@ -69,6 +69,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<ExitCode> {
             tool::cargo().args(["build", "--workspace", "--locked", "--quiet"]),
         ),
     );
+    tally.step("packing", packing::check());
     let skips = tool::root().join("target/skipped.txt");
     if let Some(folder) = skips.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod models;
 mod names;
+mod packing;
 mod scale;
 mod storm;
 mod tidy;
@@ -29,6 +30,8 @@ enum Command {
     Up(up::UpArgs),
     /// Measure the figures of docs/benchmarks again.
     Bench,
+    /// Replay the published packing experiment: decisions bit for bit, and the points of our policy.
+    Packing(packing::PackingArgs),
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
     /// Try every interleaving of the protocols of the shared pages.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Up(args) => up::run(&args),
         Command::Bench => bench::run(),
+        Command::Packing(args) => packing::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Models => models::run(),
         Command::Names => names::run(),

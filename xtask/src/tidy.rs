@@ -83,7 +83,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "xtask",
-        &["tessera-testcluster", "tessera-e2e", "tessera-wire", "tessera-types"],
+        &[
+            "tessera-testcluster",
+            "tessera-e2e",
+            "tessera-wire",
+            "tessera-types",
+            "tessera-packing",
+        ],
     ),
 ];
 
