@@ -37,13 +37,19 @@ pub(crate) fn run() -> Result<ExitCode> {
         ]),
     )?;
     for nodes in [1000, 10_000] {
-        let count = |decisions| instructions(decisions, "warm", nodes);
+        let count = |decisions| instructions(decisions, "warm", nodes, "nvidia");
         let per_call = count(FIRST + DECISIONS)?.saturating_sub(count(FIRST)?) / DECISIONS;
         tool::say(&format!("warm, {nodes} nodes: {per_call} instructions a decision"));
     }
-    let cold = |decisions| instructions(decisions, "cold", 1000);
-    let per_call = cold(COLD)?.saturating_sub(cold(0)?) / COLD;
-    tool::say(&format!("cold, 1000 nodes: {per_call} instructions a decision"));
+    for classes in ["nvidia", "every"] {
+        let warm = |decisions| instructions(decisions, "warm", 1000, classes);
+        let cold = |decisions| instructions(decisions, "cold", 1000, classes);
+        let warm = warm(FIRST + DECISIONS)?.saturating_sub(warm(FIRST)?) / DECISIONS;
+        let cold = cold(COLD)?.saturating_sub(cold(0)?) / COLD;
+        tool::say(&format!(
+            "1000 nodes, classes served: {classes}: warm {warm}, cold {cold} instructions a decision"
+        ));
+    }
     tool::say("## Decision: time and memory, eight shapes in turn, one node changed between two");
     for nodes in [5000_u32, 10_000] {
         let mut command = Command::new(product::root().join("target/release/examples/decide_cost"));
@@ -71,7 +77,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
 }
 
-fn instructions(decisions: u64, mode: &str, nodes: u32) -> Result<u64> {
+fn instructions(decisions: u64, mode: &str, nodes: u32, classes: &str) -> Result<u64> {
     let out = product::root().join("target/callgrind.decide");
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())])
@@ -81,6 +87,7 @@ fn instructions(decisions: u64, mode: &str, nodes: u32) -> Result<u64> {
             mode,
             &nodes.to_string(),
             &(nodes * 2).to_string(),
+            classes,
         ])
         .output()
         .context("starting valgrind (Debian package valgrind)")?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::{tidy, tool};
+use crate::{models, packing, tidy, tool};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
@@ -69,12 +69,15 @@ pub(crate) fn run(args: &CheckArgs) -> Result<ExitCode> {
             tool::cargo().args(["build", "--workspace", "--locked", "--quiet"]),
         ),
     );
+    tally.step("packing", packing::check());
     let skips = tool::root().join("target/skipped.txt");
     if let Some(folder) = skips.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     std::fs::write(&skips, "").with_context(|| format!("emptying {}", skips.display()))?;
     suites(&mut tally, &skips, args)?;
+    tool::say("== models of the shared pages (cargo xtask models)");
+    stream(&mut tally, "models", models::command().stdout(Stdio::piped()))?;
     let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
     for line in skipped.lines() {
         tool::say(&format!("skipped: {line}"));
@@ -114,10 +117,10 @@ fn suites(tally: &mut Tally, skips: &Path, args: &CheckArgs) -> Result<()> {
     if args.no_cluster {
         command.env("TESSERA_NO_CLUSTER", "1");
     }
-    stream(tally, &mut command)
+    stream(tally, "tests", &mut command)
 }
 
-fn stream(tally: &mut Tally, command: &mut Command) -> Result<()> {
+fn stream(tally: &mut Tally, what: &str, command: &mut Command) -> Result<()> {
     let mut child = command.spawn().context("starting cargo test")?;
     let stdout = child.stdout.take().context("cargo test has no output")?;
     let failed_before = tally.failed;
@@ -135,7 +138,7 @@ fn stream(tally: &mut Tally, command: &mut Command) -> Result<()> {
         if tally.failed == failed_before {
             tally.failed += 1;
         }
-        tally.broken.push("tests".to_owned());
+        tally.broken.push(what.to_owned());
     }
     Ok(())
 }

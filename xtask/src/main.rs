@@ -6,6 +6,9 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod models;
+mod names;
+mod packing;
 mod scale;
 mod storm;
 mod tidy;
@@ -27,8 +30,14 @@ enum Command {
     Up(up::UpArgs),
     /// Measure the figures of docs/benchmarks again.
     Bench,
+    /// Replay the published packing experiment: decisions bit for bit, and the points of our policy.
+    Packing(packing::PackingArgs),
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
+    /// Try every interleaving of the protocols of the shared pages.
+    Models,
+    /// List the names of the vendor's headers anew, for every release whose headers are published as packages.
+    Names,
     /// Measure pods a second on a large cluster of real Kubernetes with nodes that nobody runs.
     Scale(tessera_e2e::scale::ScaleArgs),
     /// Check the rules of the repository that no compiler knows.
@@ -40,7 +49,10 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Up(args) => up::run(&args),
         Command::Bench => bench::run(),
+        Command::Packing(args) => packing::run(&args),
         Command::Storm(args) => storm::run(&args),
+        Command::Models => models::run(),
+        Command::Names => names::run(),
         Command::Scale(args) => scale::run(&args),
         Command::Tidy => tidy::run(),
     };

@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-types",
             "tessera-wire",
             "tessera-region",
+            "tessera-turns",
             "tessera-kubelet",
             "tessera-probe",
             "tessera-kube",
@@ -82,7 +83,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "xtask",
-        &["tessera-testcluster", "tessera-e2e", "tessera-wire", "tessera-types"],
+        &[
+            "tessera-testcluster",
+            "tessera-e2e",
+            "tessera-wire",
+            "tessera-types",
+            "tessera-packing",
+        ],
     ),
 ];
 

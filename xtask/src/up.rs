@@ -200,6 +200,7 @@ async fn players(stage: &Stage, cards: &str) -> Result<()> {
             "  {vendor:<14} {resource:<36} {devices:>5} devices, {held} asked for by pods"
         ));
     }
+    tool::say("  A pod asks for them as on real hardware: docs/vendors.md has the names of every maker.");
     Ok(())
 }
 

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use tessera_kubelet::proto::deviceplugin_v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
-use tessera_region::{ACCOUNT_FILE, CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, fs::GrantDir};
+use tessera_region::{
+    ACCOUNT_FILE, CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, SWAP_REPORT_FILE, TURNS_FILE, fs::GrantDir,
+};
 use tessera_types::CardId;
 
 use crate::book::Record;
@@ -229,6 +231,15 @@ fn mounts(frame: &Frame, subject: &Subject<'_>, mounts: &mut Vec<Mount>) {
         // The file alone: in a writable folder a container could make others.
         let account = Path::new(CONTAINER_ACCOUNT_DIR).join(ACCOUNT_FILE);
         mounts.push(mount(&grant.account_file(), &account, false));
+        // Only some containers have them.
+        for (host, name) in [
+            (grant.turns_file(), TURNS_FILE),
+            (grant.swap_report_file(), SWAP_REPORT_FILE),
+        ] {
+            if host.is_file() {
+                mounts.push(mount(&host, &Path::new(CONTAINER_ACCOUNT_DIR).join(name), false));
+            }
+        }
     }
     let license = vgpu.join("license");
     if license.is_file() {

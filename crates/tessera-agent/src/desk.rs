@@ -501,9 +501,7 @@ impl<C: Cluster> Desk<C> {
                 !levels.is_empty() && levels.values().all(|level| *level == Level::Driver)
             }),
             core_cap: env(keys::ENV_CORE_POLICY) == Some("force"),
-            priority: env(keys::ENV_TASK_PRIORITY)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or_default(),
+            priority: env(keys::ENV_TASK_PRIORITY).and_then(|text| text.parse().ok()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::api::{ListParams, Patch, PatchParams};
-use tessera_kube::events::{Note, Recorder};
+use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::Trimmed;
 use tessera_kube::watch::{Change, Freshness, follow};
@@ -198,7 +198,7 @@ impl Cluster for KubeCluster {
 
     fn tell(&self, note: PodNote) {
         self.events.tell(Note {
-            pod: note.pod,
+            about: About::Pod(note.pod),
             warning: true,
             reason: note.reason,
             message: note.message,

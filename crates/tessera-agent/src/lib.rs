@@ -30,6 +30,8 @@ pub mod rooms;
 mod serve;
 pub mod settings;
 pub mod slot;
+pub mod turns;
+pub mod turnstile;
 pub mod wall;
 pub mod web;
 pub mod witness;

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tessera_region::{ACCOUNT_SIZE, CardFlags, CardGrant, Grant, GrantError, GrantId, GrantState, fs};
+use tessera_region::{ACCOUNT_SIZE, CardFlags, CardGrant, Grant, GrantError, GrantId, GrantState, TURNS_SIZE, fs};
 use tessera_types::Share;
 use tracing::warn;
 
@@ -44,6 +44,9 @@ pub enum StoreError {
     Random(#[source] io::Error),
 }
 
+/// What is kept for a container while a more important one runs, in 1/1000 of the card's time.
+const KEPT_PERMILLE: u32 = 10;
+
 /// Limits beyond the share itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extras {
@@ -55,8 +58,8 @@ pub struct Extras {
     pub driver_held: bool,
     /// Whether a compute limit is a hard cap.
     pub core_cap: bool,
-    /// Task priority, 0 the highest.
-    pub priority: u8,
+    /// Task priority, 0 the highest, where the pod names one: then it takes part in priorities.
+    pub priority: Option<u8>,
 }
 
 /// The folders.
@@ -163,17 +166,21 @@ impl Store {
     /// can fill the node's memory; gives back whose they are.
     #[must_use]
     pub fn cut_accounts<'a>(&self, records: impl IntoIterator<Item = &'a Record>) -> Vec<&'a Record> {
+        let cut_file = |path: &Path, size: usize| -> io::Result<bool> {
+            if std::fs::metadata(path)?.len() <= size as u64 {
+                return Ok(false);
+            }
+            let file = std::fs::OpenOptions::new().write(true).open(path)?;
+            file.set_len(size as u64)?;
+            Ok(true)
+        };
         let cut = |record: &Record| -> io::Result<bool> {
             let Some(id) = record.grant_id().filter(|_| record.limited) else {
                 return Ok(false);
             };
-            let path = fs::GrantDir::new(&self.grants, id).account_file();
-            if std::fs::metadata(&path)?.len() <= ACCOUNT_SIZE as u64 {
-                return Ok(false);
-            }
-            let file = std::fs::OpenOptions::new().write(true).open(&path)?;
-            file.set_len(ACCOUNT_SIZE as u64)?;
-            Ok(true)
+            let folder = fs::GrantDir::new(&self.grants, id);
+            let turns = cut_file(&folder.turns_file(), TURNS_SIZE).unwrap_or(false);
+            Ok(cut_file(&folder.account_file(), ACCOUNT_SIZE)? || turns)
         };
         // One that cannot be looked at is on its way in or out.
         records
@@ -298,7 +305,10 @@ fn card_grant(share: &Share, extras: Extras) -> Result<CardGrant, StoreError> {
     if !extras.no_core_limit {
         card.cores_permille = share.cores.get().min(100) * 10;
     }
-    card.priority = extras.priority;
+    if let Some(priority) = extras.priority {
+        card.priority = priority;
+        card.min_cores_permille = KEPT_PERMILLE;
+    }
     if extras.swap {
         card.flags = card.flags.with(CardFlags::SWAP);
     }

@@ -29,6 +29,7 @@ use crate::records::Store;
 use crate::register;
 use crate::rooms;
 use crate::settings::{DriverLimits, Oversubscription, Settings};
+use crate::turns;
 use crate::wall::{Level, Wall};
 use crate::web;
 
@@ -167,6 +168,7 @@ pub async fn serve_at<C: Cluster>(
     if settings.oversubscription == Oversubscription::Swap {
         parts.spawn(rooms::keep(Arc::clone(&desk), Arc::clone(&wall), stop.clone()));
     }
+    let giver = turns::spawn(Arc::clone(&desk), stop.clone()).context("starting the thread that gives turns")?;
     parts.spawn(library(Arc::clone(&desk), stop.clone()));
     parts.spawn(open(door, Arc::clone(&desk), known, stream_sender, stop.clone()));
     let mut states = status.monitor.states();
@@ -193,6 +195,8 @@ pub async fn serve_at<C: Cluster>(
         () = cards => {}
     }
     while parts.join_next().await.is_some() {}
+    // It looks at `stop` a few times a second.
+    let _ended = tokio::task::spawn_blocking(move || giver.join()).await;
     Ok(())
 }
 

@@ -392,7 +392,8 @@ impl std::fmt::Display for Seen {
 /// How long after a kill the kubelet may refuse a pod for want of a plugin, or for a lock that the dead one held.
 const BACK: Duration = Duration::from_secs(10);
 
-/// A storm over all makers, with random deletes and kills of scheduler, agent and players. `namespace` is empty.
+/// A storm over all makers, a fifth of the pods with containers of two, with random deletes and kills of scheduler, agent
+/// and players. `namespace` is empty.
 ///
 /// # Errors
 /// The first thing that a user would call broken, with the seed.
@@ -405,18 +406,24 @@ pub async fn storm(stage: &Stage, namespace: &str, pods: u32, seed: u64) -> Resu
 async fn weather(stage: &Stage, namespace: &str, number: u32, seed: u64) -> Result<Seen> {
     let mut dice = Dice::new(seed);
     let mut seen = Seen::default();
-    let mut of: BTreeMap<String, Option<&Maker>> = BTreeMap::new();
+    // The makers of a pod's containers; none is NVIDIA.
+    let mut of: BTreeMap<String, Vec<Option<&Maker>>> = BTreeMap::new();
     for at in 0..number {
-        let maker = pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
+        let containers = if dice.below(5) == 0 { 2 } else { 1 };
+        let maker = |_| pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
+        let makers: Vec<Option<&Maker>> = (0..containers).map(maker).collect();
         let nvidia: &[(&str, &str)] = &[("nvidia.com/gpu", "1"), ("nvidia.com/gpumem", "2000")];
-        let ask = maker.map_or(nvidia, |maker| maker.ask);
+        let asks = makers.iter().map(|maker| maker.map_or(nvidia, |maker| maker.ask));
+        let containers = asks
+            .enumerate()
+            .map(|(at, ask)| container(&format!("c{at}"), ask, false));
         let name = format!("storm-{at}");
-        let body = pod(&name, &json!({}), &[], &[container("c", ask, false)]);
+        let body = pod(&name, &json!({}), &[], &containers.collect::<Vec<Value>>());
         stage
             .create(namespace, &body)
             .await
             .with_context(|| format!("creating {name}"))?;
-        of.insert(name, maker);
+        of.insert(name, makers);
     }
     let deadline = Instant::now() + Duration::from_secs(120 + 4 * u64::from(number));
     let all = ListParams::default().labels("mixed=pod");
@@ -431,9 +438,11 @@ async fn weather(stage: &Stage, namespace: &str, number: u32, seed: u64) -> Resu
             match phase(pod) {
                 "Succeeded" => {
                     // A plugin without a lock serves by order: which pod asks is its guess.
-                    if let Some(maker) = of.get(&name).copied().flatten().filter(|maker| maker.lock.is_some()) {
-                        let printed = printed(stage, namespace, &name, "c").await?;
-                        agrees(stage, maker, pod, 0, &printed).await?;
+                    for (at, maker) in of.get(&name).into_iter().flatten().enumerate() {
+                        if let Some(maker) = maker.filter(|maker| maker.lock.is_some()) {
+                            let printed = printed(stage, namespace, &name, &format!("c{at}")).await?;
+                            agrees(stage, maker, pod, at, &printed).await?;
+                        }
                     }
                     seen.ran += 1;
                     stage.delete(namespace, &name).await?;

@@ -220,7 +220,7 @@ async fn weather(stage: &Stage, namespace: &str, round: Round) -> Result<Seen> {
                         seen.agreed += 1;
                     }
                 }
-                "Failed" if ran_well(pod) => {
+                "Failed" if ran_well(pod) && !seen.away.is_empty() => {
                     if waiting.insert(name, true) == Some(false) {
                         seen.unasked += 1;
                     }

@@ -54,19 +54,31 @@ fn the_exported_names_are_those_of_the_golden_file() {
 
 #[test]
 fn every_name_of_the_driver_has_a_class() {
-    let classes = include_str!("../../tessera-shim/classes.txt");
-    let classified: BTreeSet<&str> = classes
-        .lines()
-        .filter(|l| !l.starts_with('#'))
-        .filter_map(|l| l.split(' ').nth(1))
-        .collect();
-    let driver = shim_support::BUILT.join("libcuda.so");
-    let unknown: Vec<String> = symbols(&driver)
-        .into_iter()
-        .filter(|(name, defined, _)| *defined && name.starts_with("cu") && !classified.contains(name.as_str()))
-        .map(|(name, ..)| name)
-        .collect();
-    assert!(unknown.is_empty(), "no class in classes.txt: {unknown:?}");
+    for (file, prefix, classes) in [
+        ("libcuda.so", "cu", include_str!("../../tessera-shim/classes.txt")),
+        (
+            "libnvidia_ml.so",
+            "nvml",
+            include_str!("../../tessera-shim/nvml-classes.txt"),
+        ),
+    ] {
+        let classified: BTreeSet<&str> = classes
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .filter_map(|l| l.split(' ').nth(1))
+            .collect();
+        let exported: Vec<String> = symbols(&shim_support::BUILT.join(file))
+            .into_iter()
+            .filter(|(name, defined, _)| *defined && name.starts_with(prefix))
+            .map(|(name, ..)| name)
+            .collect();
+        assert!(exported.len() > 400, "{file} exports {} names only", exported.len());
+        let unknown: Vec<_> = exported
+            .iter()
+            .filter(|name| !classified.contains(name.as_str()))
+            .collect();
+        assert!(unknown.is_empty(), "no class for {unknown:?}");
+    }
 }
 
 /// The library for images, if it was built: `crates/tessera-shim/build-dist.sh`.

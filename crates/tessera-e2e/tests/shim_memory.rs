@@ -271,6 +271,11 @@ fn contexts_count_where_the_grant_says_so() {
         assert_eq!(client.memory(), (724 * MIB, GIB));
         client.expect("cuMemAlloc_v2 &p 724MiB", "0");
         assert_eq!(client.memory(), (0, GIB));
+        // A reset takes what was made in the context, not the context from who retained it: the next use of it brings
+        // its memory back.
+        client.expect("cuDevicePrimaryCtxReset_v2 0", "0");
+        assert_eq!(client.memory(), (724 * MIB, GIB));
+        client.expect("cuMemAlloc_v2 &p 725MiB", "2");
     });
 }
 
@@ -311,6 +316,14 @@ fn memory_of_graphs_counts_when_they_run() {
         client.expect("cuGraphLaunch $x null", "0");
         assert_eq!(client.used(), 500 * MIB);
         client.expect("cuMemAlloc_v2 &p 600MiB", "2");
+        // In use until it is freed, kept by the card's store until that is trimmed.
+        client.expect("cuDeviceGraphMemTrim 0", "0");
+        assert_eq!(client.used(), 500 * MIB);
+        let address = client.ask("@get node 112 8");
+        client.expect(&format!("cuMemFree_v2 {address}"), "0");
+        client.expect("cuDeviceGraphMemTrim 0", "0");
+        assert_eq!(client.used(), 0);
+        client.expect("cuMemAlloc_v2 &p 1GiB", "0");
     });
 }
 
@@ -332,12 +345,24 @@ fn a_recorded_request_counts_when_it_runs() {
 }
 
 #[test]
-fn memory_opened_from_another_process_is_paid_for_there() {
-    with_one(|_, client| {
-        client.expect("cuMemAlloc_v2 &p 200MiB", "0");
-        client.expect("@new handle 64", "ok");
-        client.expect("cuIpcGetMemHandle *handle $p", "0");
-        assert_eq!(client.used(), 200 * MIB);
+fn memory_opened_in_another_process_is_paid_for_by_its_owner() {
+    with_one(|container, owner| {
+        owner.expect("cuMemAlloc_v2 &p 200MiB", "0");
+        owner.expect("@new handle 64", "ok");
+        owner.expect("cuIpcGetMemHandle *handle $p", "0");
+        let mut opener = container.ready();
+        opener.expect("@new handle 64", "ok");
+        for at in (0..64).step_by(8) {
+            let word = owner.ask(&format!("@get handle {at} 8"));
+            opener.expect(&format!("@set handle {at} 8 {word}"), "ok");
+        }
+        opener.expect("@handle cuIpcOpenMemHandle_v2 &r handle 1", "0");
+        assert_eq!(opener.used(), 200 * MIB);
+        opener.expect("cuMemFree_v2 $r", "1");
+        opener.expect("cuIpcCloseMemHandle $r", "0");
+        assert_eq!(opener.used(), 200 * MIB);
+        owner.expect("cuMemFree_v2 $p", "0");
+        assert_eq!(opener.used(), 0);
     });
 }
 

@@ -5,10 +5,14 @@
 
 mod shim_support;
 
-use std::{os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
+use std::{
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    process::Command,
+    time::Duration,
+};
 
-use shim_support::{Client, GIB, MIB, Machine, can_mount, eventually, library, mounts};
-use tessera_region::{CardGrant, GrantState};
+use shim_support::{Client, Container, GIB, MIB, Machine, can_mount, eventually, library, mounts};
+use tessera_region::{CardGrant, GrantState, MAX_CARDS, MAX_SLOTS};
 
 #[test]
 fn the_processes_of_a_container_share_one_limit() {
@@ -166,6 +170,49 @@ fn three_hundred_processes_start_at_once() {
     assert_eq!(clients[299].memory(), (0, GIB));
 }
 
+/// Where the owners of the slots stand in an account.
+const OWNERS_AT: u64 = 64 + 64 * MAX_CARDS as u64;
+
+/// Makes every slot of an account belong to one process.
+fn fill(container: &Container<'_>, owner: u64) {
+    let file = std::fs::File::options()
+        .write(true)
+        .open(container.dir().account_file())
+        .unwrap();
+    for slot in 0..MAX_SLOTS as u64 {
+        file.write_all_at(&owner.to_le_bytes(), OWNERS_AT + 8 * slot).unwrap();
+    }
+}
+
+#[test]
+fn a_full_account_takes_back_the_dead_and_refuses_the_living() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let container = machine.container(&[GIB]);
+    let read_owner = |client: &Client| {
+        let bytes = std::fs::read(container.dir().account_file()).unwrap();
+        let at = usize::try_from(OWNERS_AT).unwrap();
+        let owners = bytes[at..at + 8 * MAX_SLOTS].chunks_exact(8);
+        let mut words = owners.map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+        // The pid is the lowest 24 bits.
+        words
+            .find(|word| word & 0xff_ffff == u64::from(client.child.id()))
+            .unwrap()
+    };
+    let mut client = container.ready();
+    let owner = read_owner(&client);
+    fill(&container, owner);
+    let mut late = container.client();
+    late.expect("cuInit 0", "800");
+    let said = late.said();
+    assert!(said.contains("1024 processes"), "{said}");
+    client.kill();
+    let mut next = container.ready();
+    next.expect("cuMemAlloc_v2 &p 1GiB", "0");
+}
+
 #[track_caller]
 fn refused(mut client: Client, reason: &str) {
     client.expect("cuInit 0", "800");
@@ -272,6 +319,18 @@ fn a_card_that_is_not_granted_is_refused() {
     client.expect("nvmlDeviceGetHandleByIndex_v2 0 &d", "4");
     client.expect(&format!("nvmlDeviceGetHandleByUUID \"{} &d", machine.uuids[0]), "4");
     client.expect(&format!("nvmlDeviceGetHandleByUUID \"{} &d", machine.uuids[1]), "0");
+    // The same by the form that takes a structure: version, 1 for text, the text.
+    for (card, expected) in [(0, "4"), (1, "0")] {
+        client.expect("@new uuid 56", "ok");
+        client.expect("@set uuid 4 4 1", "ok");
+        for (n, part) in machine.uuids[card].as_bytes().chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            let word = u64::from_le_bytes(word);
+            client.expect(&format!("@set uuid {} 8 {word}", 8 + n * 8), "ok");
+        }
+        client.expect("nvmlDeviceGetHandleByUUIDV *uuid &d", expected);
+    }
     client.make_ready(1);
     assert_eq!(client.memory(), (GIB, GIB));
 }

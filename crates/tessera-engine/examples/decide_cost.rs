@@ -1,11 +1,12 @@
 //! The cost of one decision, for an instruction counter and for the clock.
 //!
-//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods]`: over 1,000 nodes of 8 cards with 2,000 pods unless
-//! said otherwise. Every decision is followed by booking its winner and by the watch event that confirms it, so one node changes between
-//! two decisions, as in a
+//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every]`: over 1,000 nodes of 8 cards with 2,000
+//! pods unless said otherwise. Every decision is followed by booking its winner and by the watch event that confirms it,
+//! so one node changes between two decisions, as in a
 //! wave of like pods. With `cold` every decision has a new shape, so that nothing remembered helps. With `times` pods of
 //! eight shapes take turns, and one JSON object with the times of the decisions and the process's memory is printed;
-//! otherwise nothing is. `alone` does not book: the decision by itself.
+//! otherwise nothing is. `alone` does not book: the decision by itself. With `every` the scheduler serves all classes and
+//! not NVIDIA's alone; the nodes and pods are the same.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World, WriteContext};
 use tessera_types::{CardPolicy, NodePolicy};
 use tessera_vendors::nvidia::Nvidia;
+use tessera_wire::config::DeviceConfig;
 use tessera_wire::{NodeView, PodView, config};
 
 const CARDS: usize = 8;
@@ -46,8 +48,13 @@ fn main() {
     let nodes = number(arguments.next(), 1000);
     let pods = number(arguments.next(), 2000);
 
-    let nvidia = Nvidia::new(&config::Nvidia::default());
-    let vendors = Arc::new(Vendors::new(vec![Arc::new(nvidia) as Arc<dyn Vendor>]));
+    let vendors = if arguments.next().as_deref() == Some("every") {
+        let every = include_str!("../../tessera-vendors/tests/suite/config.yaml");
+        tessera_vendors::from_config(&DeviceConfig::from_yaml(every).expect("a configuration"))
+    } else {
+        let nvidia = Nvidia::new(&config::Nvidia::default());
+        Arc::new(Vendors::new(vec![Arc::new(nvidia) as Arc<dyn Vendor>]))
+    };
     let defaults = Defaults {
         node_policy: NodePolicy::Spread,
         card_policy: CardPolicy::default(),

@@ -57,6 +57,11 @@ impl Booking {
         self.held.shares().map(|(_, container, share)| (container, share))
     }
 
+    /// The classes of the shares, a class as often as it has one.
+    pub fn classes(&self) -> impl Iterator<Item = &Keyword> {
+        self.held.cards().map(|(class, _)| class)
+    }
+
     /// The hardware instances among them.
     #[must_use]
     pub fn mig(&self) -> &[MigReservation] {

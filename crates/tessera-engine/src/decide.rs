@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_types::{
-    Allocation, Ask, CardPolicy, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy, NodeRefusal, PodUid,
-    Selection, Weights,
+    Allocation, Ask, CardPolicy, CardRule, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy, NodeRefusal,
+    PodUid, Selection, Weights,
 };
 use tessera_wire::{NameList, NodeView, PodView, keys};
 
@@ -303,6 +303,7 @@ impl Engine {
             facts: Vec::new(),
             rooms: Vec::new(),
             unknown: None,
+            rule: None,
             node_policy: self.defaults.node_policy,
             card_policy: policy.unwrap_or(&self.defaults.card_policy).clone(),
             weights: Weights::default(),
@@ -352,7 +353,7 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
     let mut containers = Vec::with_capacity(pod.containers.len());
     for container in &pod.containers {
         let mut asks = Vec::new();
-        for vendor in vendors {
+        for vendor in vendors.named_by(container) {
             asks.extend(vendor.parse(container, pod)?);
         }
         containers.push(ContainerDemand {
@@ -367,6 +368,7 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
         containers,
         selections: Vec::new(),
         facts: BTreeMap::new(),
+        rule: None,
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),
@@ -387,6 +389,10 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
         }
     }
     let text = |key: &str| pod.annotations.get(key).map(String::as_str);
+    demand.rule = text(keys::TESSERA_CARD_RULE)
+        .map(CardRule::parse)
+        .transpose()
+        .map_err(|error| RequestError::rule(keys::TESSERA_CARD_RULE, &error))?;
     demand.node_policy = text(keys::NODE_POLICY).map(|text| NodePolicy::parse(text).unwrap_or_default());
     demand.card_policy = text(keys::GPU_POLICY)
         .filter(|text| !text.trim().is_empty())

@@ -1,6 +1,7 @@
 //! What can be wrong with what others wrote: requests, registers, allocation texts.
 
-use tessera_types::{CardId, WeightsError};
+use tessera_types::{CardId, CardRule, RuleError, WeightsError};
+use tessera_wire::nearest::nearest;
 
 /// A request that cannot be served as written. Names the field, what is wrong, and the next step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +55,16 @@ impl RequestError {
 
     pub(crate) fn weights(key: &str, error: &WeightsError) -> Self {
         Self::annotation(key, error.to_string(), "")
+    }
+
+    pub(crate) fn rule(key: &str, error: &RuleError) -> Self {
+        let meant = error.unknown.as_deref();
+        let meant = meant.and_then(|word| nearest(word, CardRule::ATTRIBUTES));
+        let next = match meant {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => "write for example model.contains('A100') && memory >= 40Gi".to_owned(),
+        };
+        Self::annotation(key, error.to_string(), next)
     }
 
     fn place(&self) -> String {

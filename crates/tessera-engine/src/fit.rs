@@ -531,6 +531,11 @@ impl ContainerFit<'_> {
             let view = view(card, at, used, scratch);
             self.vendor.accepts(view, want, ctx).map_err(of)?;
         }
+        if let Some(rule) = &self.shape.content.rule
+            && !rule.accepts(card)
+        {
+            return Err(of(ReasonKind::RuleMismatch));
+        }
         if numa_bind && !gather && card.numa != *numa {
             // The cards of the NUMA node before were not enough: start again with this one's.
             if !scratch.given.is_empty() {

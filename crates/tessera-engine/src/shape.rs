@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use tessera_types::{Ask, CardPolicy, ContainerRole, Demand, Keyword, NodePolicy, Selection, Weights};
+use tessera_types::{Ask, CardPolicy, CardRule, ContainerRole, Demand, Keyword, NodePolicy, Selection, Weights};
 
 use crate::quota::Room;
 use crate::vendor::Vendors;
@@ -28,6 +28,9 @@ pub(crate) struct Content {
     pub(crate) rooms: Vec<(usize, Room)>,
     /// An ask of a class that does not exist.
     pub(crate) unknown: Option<Keyword>,
+    /// The pod's own rule. Remembered answers are by shape and version of a node, so a card is asked again only when
+    /// something on its node has changed.
+    pub(crate) rule: Option<CardRule>,
     pub(crate) node_policy: NodePolicy,
     pub(crate) card_policy: CardPolicy,
     pub(crate) weights: Weights,
@@ -149,6 +152,7 @@ pub(crate) fn compile(
         facts,
         rooms,
         unknown,
+        rule: demand.rule.clone(),
         node_policy: demand.node_policy.unwrap_or(node_policy),
         card_policy: demand.card_policy.clone().unwrap_or_else(|| card_policy.clone()),
         weights: demand.weights,

@@ -143,6 +143,7 @@ fn verdict(kind: ReasonKind) -> &'static str {
         ReasonKind::QosMismatch => "is shared under another policy of service",
         ReasonKind::AppClassMismatch => "is shared by another class of application",
         ReasonKind::Cordoned => "is cordoned by an administrator",
+        ReasonKind::RuleMismatch => "is not accepted by the pod's rule",
         ReasonKind::ModelMismatch => "is of a model the pod does not accept",
         ReasonKind::ModeMismatch | ReasonKind::CardMode => "is divided in a mode the pod does not accept",
         ReasonKind::IdMismatch => "is not among the ids the pod accepts",
@@ -214,6 +215,7 @@ fn group(kind: ReasonKind, cards: u32, reasons: &[Reason]) -> String {
                 ReasonKind::AppClassMismatch => "shared by another class of application",
                 ReasonKind::Cordoned => "cordoned",
                 ReasonKind::ModelMismatch => "of a model not accepted",
+                ReasonKind::RuleMismatch => "not accepted by the pod's rule",
                 ReasonKind::ModeMismatch | ReasonKind::CardMode => "in a mode not accepted",
                 ReasonKind::IdMismatch => "not among the ids accepted",
                 ReasonKind::ExclusiveConflict => "in use but wanted alone",
@@ -328,6 +330,12 @@ fn remedy(decision: &Decision, demand: &Demand) -> String {
         "Wait for an unused card, or ask for less than a whole one."
     } else if has(ReasonKind::NoPlacement) {
         "Ask for a smaller instance, or wait for instances to be released."
+    } else if let (true, Some(rule)) = (has(ReasonKind::RuleMismatch), &demand.rule) {
+        return format!(
+            "The pod accepts only cards with `{}`; change its annotation `{}`, or add a node with such a card.",
+            cut(rule.as_str(), 300),
+            keys::TESSERA_CARD_RULE
+        );
     } else if not_offered {
         "Ask for a size that the cards offer."
     } else if has(ReasonKind::ModelMismatch)

@@ -2,16 +2,20 @@
 //!
 //! The kubelet and the makers' plugins know only the makers' own names, and a pod's resources are fixed once it exists.
 //! So the request is translated at admission, to the first class that the pod says its image supports and that has room
-//! now, else to the first that can express it. What it became is written on the pod.
+//! now, else to the first whose cards may come free, else to the first that can express it. What it became is written on
+//! the pod.
+
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tessera_types::ContainerRole;
+use tessera_types::{CardRule, ContainerRole, NodeName, NodeRefusal, ReasonKind};
 use tessera_wire::admission::{PatchOp, pointer};
 use tessera_wire::nearest::nearest;
 use tessera_wire::{ContainerView, PodView, keys};
 
-use crate::decide::{Candidates, Engine};
+use crate::decide::{Candidates, Decision, Engine};
 use crate::error::RequestError;
+use crate::node::NodeState;
 use crate::snapshot::Snapshot;
 use crate::vendor::{Unified, Vendor};
 
@@ -53,7 +57,10 @@ pub(crate) fn translate(
             ));
         }
     }
-    let mut first = None;
+    if let Some(text) = view.annotation(keys::TESSERA_CARD_RULE) {
+        CardRule::parse(text).map_err(|error| RequestError::rule(keys::TESSERA_CARD_RULE, &error))?;
+    }
+    let (mut first, mut hopeful) = (None, None);
     for vendor in supported(view, engine)? {
         let Some(translated) = in_words_of(vendor, pod, view, &asked) else {
             continue;
@@ -62,12 +69,17 @@ pub(crate) fn translate(
             continue;
         };
         let Ok(demand) = engine.demand(&view) else { continue };
-        if engine.decide(snapshot, &demand, Candidates::All).best.is_some() {
+        let decision = engine.decide(snapshot, &demand, Candidates::All);
+        if decision.best.is_some() {
             return Ok(Some(translated));
         }
-        first.get_or_insert(translated);
+        if hopeful.is_none() && may_come_free(&decision, snapshot) {
+            hopeful = Some(translated);
+        } else {
+            first.get_or_insert(translated);
+        }
     }
-    first.map(Some).ok_or_else(|| {
+    hopeful.or(first).map(Some).ok_or_else(|| {
         RequestError::annotation(
             keys::TESSERA_VENDORS,
             "none of these classes can give a part of a card by memory and compute",
@@ -78,6 +90,32 @@ pub(crate) fn translate(
             ),
         )
     })
+}
+
+/// Whether some card stands in the way only by what is in use of it: waiting can help. A card that is too small, or not
+/// one of those that the pod accepts, stays so.
+fn may_come_free(decision: &Decision, snapshot: &Snapshot) -> bool {
+    let of_node = |(name, refusal): &(NodeName, Arc<NodeRefusal>)| match &**refusal {
+        NodeRefusal::Cards { reasons, .. } => reasons.iter().any(|reason| match reason.kind {
+            ReasonKind::MemoryShort => {
+                let cards = snapshot.node(name.as_str()).map(NodeState::cards).unwrap_or_default();
+                let card = cards.iter().find(|card| Some(&card.id) == reason.card.as_ref());
+                let wanted = reason.wanted.map_or(0, |(_, wanted)| wanted);
+                card.is_none_or(|card| wanted <= card.memory.get())
+            }
+            ReasonKind::CoresShort
+            | ReasonKind::AmountShort
+            | ReasonKind::SlotsExhausted
+            | ReasonKind::ComputeExhausted
+            | ReasonKind::ExclusiveConflict
+            | ReasonKind::PartitionConflict
+            | ReasonKind::NoPlacement
+            | ReasonKind::QuotaShort => true,
+            _ => false,
+        }),
+        _ => false,
+    };
+    decision.refused.iter().any(of_node)
 }
 
 /// What a container asks for by the common names.

@@ -3,7 +3,7 @@
 //! A class is data first ([`ResourceNames`], [`AnnotationKeys`], [`Rules`]) and code only where it differs. The
 //! engine asks every class the same questions in the same order and never names one. All methods are pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -382,7 +382,8 @@ pub trait Vendor: Send + Sync + Debug {
         &[]
     }
 
-    /// What `container` asks of the class; `None` if nothing.
+    /// What `container` asks of the class; `None` if nothing. Asked only of a container that names one of
+    /// [`Vendor::names`].
     ///
     /// # Errors
     /// The request cannot mean anything; says field, fault and next step.
@@ -661,7 +662,12 @@ pub fn go_bool(text: &str) -> Option<bool> {
 
 /// All classes, in keyword order.
 #[derive(Debug, Clone, Default)]
-pub struct Vendors(Vec<Arc<dyn Vendor>>);
+pub struct Vendors {
+    /// In keyword order.
+    all: Vec<Arc<dyn Vendor>>,
+    /// Who has a resource name, so that a pod costs what it asks for and not what could be asked.
+    by_resource: HashMap<String, Vec<usize>>,
+}
 
 impl Vendors {
     /// Sorted by keyword; of two with the same keyword the first stays.
@@ -669,43 +675,67 @@ impl Vendors {
     pub fn new(mut vendors: Vec<Arc<dyn Vendor>>) -> Self {
         vendors.sort_by(|a, b| a.keyword().cmp(b.keyword()));
         vendors.dedup_by(|later, earlier| later.keyword() == earlier.keyword());
-        Self(vendors)
+        let mut by_resource: HashMap<String, Vec<usize>> = HashMap::new();
+        for (at, vendor) in vendors.iter().enumerate() {
+            for name in vendor.names().managed() {
+                let having = by_resource.entry(name.to_owned()).or_default();
+                if having.last() != Some(&at) {
+                    having.push(at);
+                }
+            }
+        }
+        Self {
+            all: vendors,
+            by_resource,
+        }
+    }
+
+    /// The classes of which the container names a resource, in keyword order: nobody else can have been asked.
+    pub(crate) fn named_by(&self, container: &ContainerView) -> impl Iterator<Item = &Arc<dyn Vendor>> {
+        let names = container.limits.keys().chain(container.requests.keys());
+        let mut named: Vec<usize> = names
+            .filter_map(|name| self.by_resource.get(name))
+            .flatten()
+            .copied()
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        named.into_iter().filter_map(|at| self.all.get(at))
     }
 
     /// In keyword order.
     pub fn iter(&self) -> std::slice::Iter<'_, Arc<dyn Vendor>> {
-        self.0.iter()
+        self.all.iter()
     }
 
     /// The class of this keyword.
     #[must_use]
     pub fn get(&self, keyword: &Keyword) -> Option<&dyn Vendor> {
-        self.position(keyword).map(|at| &*self.0[at])
+        self.position(keyword).map(|at| &*self.all[at])
     }
 
     /// Where the class stands in [`Vendors::iter`].
     #[must_use]
     pub fn position(&self, keyword: &Keyword) -> Option<usize> {
-        self.0.iter().position(|vendor| vendor.keyword() == keyword)
+        self.all.binary_search_by(|vendor| vendor.keyword().cmp(keyword)).ok()
     }
 
     /// The class at a position of [`Vendors::iter`].
     #[must_use]
     pub fn at(&self, position: usize) -> Option<&dyn Vendor> {
-        self.0.get(position).map(|vendor| &**vendor)
+        self.all.get(position).map(|vendor| &**vendor)
     }
 
     /// Whether `name` is a resource of any class.
     #[must_use]
     pub fn manages(&self, name: &str) -> bool {
-        self.iter()
-            .any(|vendor| vendor.names().managed().any(|managed| managed == name))
+        self.by_resource.contains_key(name)
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 }
 

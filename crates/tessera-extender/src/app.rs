@@ -8,7 +8,7 @@ use tessera_engine::{Engine, admission};
 use tessera_http::Health;
 use tessera_kube::Client;
 use tessera_kube::books::Books;
-use tessera_kube::events::{Note, Recorder};
+use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lease::{Sight, Sighting};
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::reach::Reach;
@@ -176,7 +176,7 @@ impl App {
 
     pub(crate) fn tell(&self, pod: &PodId, warning: bool, reason: &'static str, message: impl Into<String>) {
         self.recorder.tell(Note {
-            pod: pod.clone(),
+            about: About::Pod(pod.clone()),
             warning,
             reason,
             message: message.into(),

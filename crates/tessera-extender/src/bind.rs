@@ -4,7 +4,7 @@
 //! lost is found out by reading the pod, and what was assumed is given back only when it is known that the pod
 //! is not bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use tessera_engine::{AssumeError, LockKind, NodeState, Snapshot, WriteContext, t
 use tessera_kube::books::Wanted;
 use tessera_kube::writes::{bind_pod, patch_pod, read_pod};
 use tessera_kube::{ApiError, ApiErrorKind};
-use tessera_types::{Allocation, Demand, NodeName, PodId, PodUid};
+use tessera_types::{Allocation, Demand, Keyword, NodeName, PodId, PodUid};
 use tessera_wire::extender::{BindArgs, BindResult};
 use tessera_wire::keys::{self, events};
 use tessera_wire::node_lock::LockOwner;
-use tessera_wire::{PodView, patch};
+use tessera_wire::{PodPhase, PodView, patch};
 use tokio::time::Instant;
 
 use crate::app::{App, Promise, now};
@@ -282,23 +282,67 @@ impl App {
         let own_node = self.books.view().own_agents.contains(&promise.node);
         let mut locks: Vec<Lock> = Vec::new();
         for class in promise.demand.classes() {
-            let Some(vendor) = self.engine.vendors().get(&class) else {
-                continue;
-            };
-            if own_node && vendor.own_agent() {
-                continue;
-            }
-            let lock = match vendor.node_lock() {
-                LockKind::Shared => Lock::Owned(keys::NODE_LOCK.to_owned()),
-                LockKind::Own(key) => Lock::Owned(key),
-                LockKind::Timed { key, lapses_seconds } => Lock::Timed(key, lapses_seconds),
-                LockKind::None => continue,
-            };
-            if !locks.iter().any(|other| other.key() == lock.key()) {
+            if let Some(lock) = self.lock_of(&class, own_node)
+                && !locks.iter().any(|other| other.key() == lock.key())
+            {
                 locks.push(lock);
             }
         }
         locks
+    }
+
+    fn lock_of(&self, class: &Keyword, own_node: bool) -> Option<Lock> {
+        let vendor = self.engine.vendors().get(class)?;
+        if own_node && vendor.own_agent() {
+            return None;
+        }
+        match vendor.node_lock() {
+            LockKind::Shared => Some(Lock::Owned(keys::NODE_LOCK.to_owned())),
+            LockKind::Own(key) => Some(Lock::Owned(key)),
+            LockKind::Timed { key, lapses_seconds } => Some(Lock::Timed(key, lapses_seconds)),
+            LockKind::None => None,
+        }
+    }
+
+    /// Refuses while another pod with cards of several makers waits on the node for the rest of its plugins.
+    ///
+    /// The first of them gives the lock back when it has answered. A lock for the next pod at that moment would send
+    /// the others to the wrong pod. The kubelet asks all plugins before it tells that the pod has started.
+    async fn all_served(&self, promise: &Promise, key: &str) -> Result<(), ApiError> {
+        let view = self.books.view();
+        let own_node = view.own_agents.contains(&promise.node);
+        let shares_lock = |class: &&Keyword| self.lock_of(class, own_node).is_some_and(|lock| lock.key() == key);
+        let bookings = view
+            .snapshot
+            .node(promise.node.as_str())
+            .map_or(&[][..], NodeState::bookings);
+        for other in bookings {
+            let sharing: BTreeSet<&Keyword> = other.classes().filter(shares_lock).collect();
+            if sharing.len() < 2 || other.pod.uid == promise.demand.pod.uid {
+                continue;
+            }
+            let Some(pod) = read_pod(&self.cluster.client, &other.pod.namespace, &other.pod.name).await? else {
+                continue;
+            };
+            let bound_at = pod
+                .annotation(keys::BIND_TIME)
+                .and_then(|text| text.parse::<i64>().ok());
+            let recent = bound_at.is_some_and(|at| now().saturating_sub(at) < self.cluster.locks.timeout_seconds());
+            let waits = pod.id.uid == other.pod.uid
+                && pod.node_name.as_deref() == Some(promise.node.as_str())
+                && pod.phase == PodPhase::Pending
+                && pod.started_at.is_none();
+            if waits && recent {
+                return Err(ApiError::refused(
+                    format!("locking node {}", promise.node),
+                    format!(
+                        "pod {} has cards of several makers, and not all of their plugins have answered yet",
+                        pod.id
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Takes one lock. Answers its value if that is all that says whose it is.
@@ -312,7 +356,10 @@ impl App {
         let (locks, node) = (&self.cluster.locks, promise.node.as_str());
         loop {
             let taken = match lock {
-                Lock::Owned(key) => locks.acquire(node, key, owner).await.map(|()| None),
+                Lock::Owned(key) => {
+                    let free = || self.all_served(promise, key);
+                    locks.acquire(node, key, owner, free).await.map(|()| None)
+                }
                 Lock::Timed(key, lapses) => locks.acquire_timed(node, key, *lapses).await.map(Some),
             };
             match taken {

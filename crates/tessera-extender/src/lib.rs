@@ -16,6 +16,7 @@ mod routes;
 mod run;
 #[cfg(test)]
 mod tests;
+mod troubles;
 mod wake;
 
 pub use app::{App, Cluster, Parts, Settings};

@@ -1,6 +1,6 @@
 //! The service without sockets and without a server: what it answers, and what it writes in which order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -10,14 +10,16 @@ use serde_json::{Value, json};
 use tessera_engine::{Defaults, Engine, admission};
 use tessera_http::{Health, Peer};
 use tessera_kube::books::{self, Books, Input, SteadyClock};
-use tessera_kube::events::{Note, Recorder};
+use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lease::Sighting;
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::{Kind, Trimmed};
 use tessera_kube::reach::Reach;
 use tessera_kube::script::{self, Log, Reply, Sent};
 use tessera_kube::watch::Change;
+use tessera_types::NodeName;
 use tessera_wire::config::DeviceConfig;
+use tessera_wire::keys;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +71,7 @@ impl Fixture {
         let mut config = DeviceConfig::default();
         config.nvidia.get_or_insert_default();
         config.cambricon.get_or_insert_default();
+        config.hygon.get_or_insert_default();
         let vendors = tessera_vendors::from_config(&config);
         let stop = CancellationToken::new();
         let (books, inputs, keeper) = books::open(Arc::clone(&vendors), SteadyClock::default(), stop.clone());
@@ -288,6 +291,92 @@ async fn our_agent_on_a_node_does_not_stand_in_for_another_makers_plugin() {
     let annotations = &patch.body["metadata"]["annotations"];
     assert_eq!(annotations["CAMBRICON_DSMLU_PROFILE"], "0_10_20");
     assert!(binding.path.ends_with("/pods/m/binding"));
+}
+
+/// Two makers' plugins share the node's lock, and the first gives it back before the second has been asked.
+#[tokio::test]
+async fn while_a_pod_of_two_makers_is_half_served_its_node_is_locked_for_nobody_else() {
+    #[derive(Default)]
+    struct Server {
+        lock: Option<String>,
+        mixed: Value,
+    }
+    let server = Arc::new(Mutex::new(Server::default()));
+    let answers = Arc::clone(&server);
+    let fixture = Fixture::new(move |sent| {
+        let mut server = answers.lock().unwrap();
+        match (sent.method.as_str(), sent.path.as_str()) {
+            ("GET", "/api/v1/nodes/n1") => {
+                let annotations = server
+                    .lock
+                    .as_ref()
+                    .map_or(json!({}), |lock| json!({keys::NODE_LOCK: lock}));
+                Reply::Object(json!({"metadata": {"name": "n1", "resourceVersion": "7", "annotations": annotations}}))
+            }
+            (_, "/api/v1/nodes/n1") => {
+                let lock = &sent.body["metadata"]["annotations"][keys::NODE_LOCK];
+                server.lock = lock.as_str().map(str::to_owned);
+                Reply::Object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}))
+            }
+            ("GET", "/api/v1/namespaces/ns/pods/mixed") => Reply::Object(server.mixed.clone()),
+            _ => ok(sent),
+        }
+    })
+    .await;
+    let reported = format!("Reported {}", jiff::Zoned::now().strftime("%Y.%m.%d %H:%M:%S"));
+    let node = json!({"metadata": {"name": "n1", "annotations": {
+        "hami.io/node-nvidia-register": json!([{"id": "GPU-a", "count": 10, "devmem": 8000, "devcore": 100,
+            "type": "NVIDIA A100", "health": true}]).to_string(),
+        "hami.io/node-handshake": reported,
+        "hami.io/node-dcu-register": "DCU-a,4,8000,100,DCU-K100,0,true,0,hami:",
+        "hami.io/node-handshake-dcu": reported,
+    }}});
+    fixture.send(Input::Node(Change::Applied(trimmed(&node)))).await;
+    while fixture.books.view().snapshot.node("n1").is_none() {
+        tokio::task::yield_now().await;
+    }
+    let limits = json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000", "hygon.com/dcunum": "1", "hygon.com/dcumem": "1000"});
+    let mut mixed = pod("mixed", 0);
+    mixed["spec"]["containers"][0]["resources"]["limits"] = limits;
+    let answer = fixture.filter(&mixed, &["n1"]).await;
+    assert_eq!(answer["NodeNames"], json!(["n1"]), "{answer}");
+    assert_eq!(fixture.bind("mixed", "n1").await, "");
+
+    // The plugin of NVIDIA has answered and given the lock back; Hygon's has not been asked.
+    let bound = |bound_at: i64, status: &Value| {
+        let mut pod = mixed.clone();
+        pod["metadata"]["annotations"] = json!({keys::BIND_TIME: bound_at.to_string()});
+        pod["spec"]["nodeName"] = json!("n1");
+        pod["status"] = status.clone();
+        pod
+    };
+    let set = |pod: Value| *server.lock().unwrap() = Server { lock: None, mixed: pod };
+    let now = jiff::Timestamp::now().as_second();
+    let pending = json!({"phase": "Pending"});
+    let next = pod("next", 1000);
+    let bind_next = async || {
+        let answer = fixture.filter(&next, &["n1"]).await;
+        assert_eq!(answer["NodeNames"], json!(["n1"]), "{answer}");
+        fixture.bind("next", "n1").await
+    };
+    set(bound(now, &pending));
+    let before = lines(&fixture.log).len();
+    assert_eq!(
+        bind_next().await,
+        "locking node n1: pod ns/mixed has cards of several makers, and not all of their plugins have answered yet"
+    );
+    assert_eq!(lines(&fixture.log).len(), before, "nothing is written");
+
+    // As soon as the kubelet has admitted the pod, and also if it never does.
+    for (bound_at, status) in [
+        (now, json!({"phase": "Pending", "startTime": "2026-01-01T00:00:00Z"})),
+        (now, json!({"phase": "Failed"})),
+        (now - 301, pending),
+    ] {
+        set(bound(bound_at, &status));
+        assert_eq!(bind_next().await, "", "{status}");
+        assert!(server.lock().unwrap().lock.as_ref().unwrap().ends_with(",ns,next"));
+    }
 }
 
 #[tokio::test]
@@ -577,6 +666,46 @@ async fn a_watch_event_frees_and_wakes() {
     assert!(touch.body["metadata"]["annotations"]["tessera.dev/wake"].is_string());
     stop.cancel();
     waking.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_register_that_cannot_be_read_is_told_on_its_node_once() {
+    let mut fixture = Fixture::new(ok).await;
+    let stop = CancellationToken::new();
+    let telling = tokio::spawn(Arc::clone(&fixture.app).tell_troubles(stop.clone()));
+    let node = |register: &str, beat: u32| {
+        json!({"metadata": {"name": "n1", "annotations": {
+            "hami.io/node-dcu-register": register, "example.com/beat": beat.to_string()}}})
+    };
+    for beat in 0..3 {
+        fixture
+            .send(Input::Node(Change::Applied(trimmed(&node("nonsense", beat)))))
+            .await;
+    }
+    let first = fixture.notes.recv().await.unwrap();
+    assert_eq!(first.about, About::Node(NodeName::new("n1").unwrap()));
+    assert_eq!((first.warning, first.reason), (true, "CardsUnusable"));
+    assert!(
+        first
+            .message
+            .starts_with("DCU: node annotation `hami.io/node-dcu-register` cannot be read"),
+        "{}",
+        first.message
+    );
+    // Mended, and broken in another way.
+    fixture
+        .send(Input::Node(Change::Applied(trimmed(&node(
+            "DCU-a,4,8000,100,DCU-K100,0,true,0,hami:",
+            3,
+        )))))
+        .await;
+    fixture
+        .send(Input::Node(Change::Applied(trimmed(&node("[{:", 4)))))
+        .await;
+    let second = fixture.notes.recv().await.unwrap();
+    assert_ne!(second.message, first.message, "the repetitions are not told");
+    stop.cancel();
+    telling.await.unwrap();
 }
 
 #[tokio::test]

@@ -179,8 +179,8 @@ impl App {
         more
     }
 
-    /// Only the replica that schedules wakes.
-    async fn sighting_is_ours(&self) -> Result<bool, tessera_kube::ApiError> {
+    /// Only the replica that schedules wakes pods and tells of nodes.
+    pub(crate) async fn sighting_is_ours(&self) -> Result<bool, tessera_kube::ApiError> {
         match &self.sighting {
             None => Ok(true),
             Some(sighting) => Ok(!matches!(sighting.look().await?, tessera_kube::lease::Sight::Other(_))),

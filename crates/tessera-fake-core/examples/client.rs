@@ -2,9 +2,13 @@
 //! looks functions up. Commands on standard input, one answer a line on standard output.
 //!
 //! `lib64` of a driver root must be in `LD_LIBRARY_PATH`, and the root in `TESSERA_SIM_ROOT`.
-#![allow(unsafe_code)] // calls into C libraries
-#![allow(clippy::print_stdout, clippy::unwrap_used)] // an example
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // widths of the interface
+#![allow(unsafe_code, reason = "calls into C libraries")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "widths of the interface"
+)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io::{BufRead, Write};

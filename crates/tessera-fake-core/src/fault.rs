@@ -133,6 +133,19 @@ impl Machine {
         None
     }
 
+    /// How many calls of an entry point the rules for it have seen, over all processes; nothing without such a rule. A
+    /// rule with code 0 and no delay only counts.
+    #[must_use]
+    pub fn calls_seen(&self, name: &str) -> Option<u64> {
+        let wanted = words(name);
+        self.state()
+            .faults
+            .iter()
+            .filter(|rule| rule.state.load(SeqCst) == 2)
+            .find(|rule| rule.name.iter().zip(wanted).all(|(w, v)| w.load(SeqCst) == v))
+            .map(|rule| rule.calls.load(SeqCst))
+    }
+
     /// Makes every management call fail with this code; 0 ends it.
     pub fn set_nvml_fault(&self, code: i32) {
         self.state().nvml_fault.store(code, SeqCst);
@@ -166,7 +179,7 @@ impl Machine {
     pub fn raise(&self, card: usize, kind: u64, data: u32) -> u64 {
         let state = self.state();
         let seq = state.event_next.fetch_add(1, SeqCst) + 1;
-        #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+        #[allow(clippy::cast_possible_truncation, reason = "a remainder of a small number")]
         let word = &state.events[(seq % MAX_EVENTS as u64) as usize];
         word.seq.store(0, SeqCst);
         word.kind.store(kind, SeqCst);
@@ -190,14 +203,14 @@ impl Machine {
     }
 
     fn event(&self, seq: u64) -> Option<XidEvent> {
-        #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+        #[allow(clippy::cast_possible_truncation, reason = "a remainder of a small number")]
         let word = &self.state().events[(seq % MAX_EVENTS as u64) as usize];
         if word.seq.load(SeqCst) != seq {
             return None;
         }
         let body = word.body.load(SeqCst);
         let kind = word.kind.load(SeqCst);
-        #[allow(clippy::cast_possible_truncation)] // the halves of the word
+        #[allow(clippy::cast_possible_truncation, reason = "the halves of the word")]
         (word.seq.load(SeqCst) == seq).then_some(XidEvent {
             seq,
             card: (body >> 32) as usize,

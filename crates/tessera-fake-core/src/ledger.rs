@@ -23,7 +23,7 @@ fn join(high: u32, low: u32) -> u64 {
     (u64::from(high) << 32) | u64::from(low)
 }
 
-#[allow(clippy::cast_possible_truncation)] // the two halves of the word
+#[allow(clippy::cast_possible_truncation, reason = "the two halves of the word")]
 fn split(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }

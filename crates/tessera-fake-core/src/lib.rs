@@ -8,7 +8,7 @@
 //!
 //! The crate knows nothing of CUDA or NVML: it keeps cards, memory, processes,
 //! work, faults and events, and the libraries translate.
-#![allow(unsafe_code)] // the state is a shared mapping; reasons stand at each block
+#![allow(unsafe_code, reason = "the state is a shared mapping; reasons stand at each block")]
 
 mod checkpoint;
 mod clock;

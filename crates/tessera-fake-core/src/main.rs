@@ -1,5 +1,5 @@
 //! `tessera-simdriver`: makes, shows, breaks and removes a simulated machine.
-#![allow(clippy::print_stdout)] // a command answers on standard output
+#![allow(clippy::print_stdout, reason = "a command answers on standard output")]
 
 use std::path::PathBuf;
 

@@ -56,7 +56,7 @@ pub struct Process {
 fn record(kind: libc::c_int, slot: usize) -> libc::flock {
     // SAFETY: all fields are plain numbers for which zero is valid.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    #[allow(clippy::cast_possible_truncation)] // small constants of the interface
+    #[allow(clippy::cast_possible_truncation, reason = "small constants of the interface")]
     {
         lock.l_type = kind as libc::c_short;
         lock.l_whence = libc::SEEK_SET as libc::c_short;

@@ -44,7 +44,7 @@ fn spread(ring: &[AtomicU64; RING], start: u64, end: u64) {
     while from < last {
         let bucket = from / SAMPLE_NS;
         let to = last.min((bucket + 1) * SAMPLE_NS);
-        #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+        #[allow(clippy::cast_possible_truncation, reason = "a remainder of a small number")]
         let word = &ring[(bucket % RING as u64) as usize];
         let mut seen = word.load(SeqCst);
         while let Err(now) = word.compare_exchange_weak(
@@ -62,7 +62,7 @@ fn spread(ring: &[AtomicU64; RING], start: u64, end: u64) {
 fn percent(ring: &[AtomicU64; RING], first: u64, last: u64) -> u32 {
     let mut sum = 0;
     for bucket in first..=last {
-        #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+        #[allow(clippy::cast_possible_truncation, reason = "a remainder of a small number")]
         let word = ring[(bucket % RING as u64) as usize].load(SeqCst);
         sum += busy(word, bucket);
     }
@@ -91,7 +91,7 @@ impl State {
         let now = self.now_ns() / SAMPLE_NS;
         let mut left = 0;
         for bucket in now + 1..now + RING as u64 {
-            #[allow(clippy::cast_possible_truncation)] // a remainder of a small number
+            #[allow(clippy::cast_possible_truncation, reason = "a remainder of a small number")]
             let at = (bucket % RING as u64) as usize;
             // Taken out by exactly one of several helpers.
             let planned = busy(self.slots[slot].cards[card].ring[at].swap(0, SeqCst), bucket);

@@ -1,6 +1,6 @@
 //! What processes see of a simulated machine, through the libraries as they are installed.
 
-#![allow(clippy::unwrap_used)] // helpers of tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

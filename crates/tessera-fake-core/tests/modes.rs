@@ -1,7 +1,7 @@
 //! Machines with a clock of their own, a multi-process server, control-group limits, checkpoints
 //! and odd management libraries.
 
-#![allow(clippy::unwrap_used)] // helpers of tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -354,4 +354,38 @@ api! {
         words[24] = driver.devices[device].sms;
         put(resource, words)
     }
+    fn cuDevResourceGenerateDesc(out: *mut u64, resources: *const [u32; 36], count: c_uint) {
+        let driver = state::driver()?;
+        if out.is_null() || count != 1 {
+            return Err(INVALID_VALUE);
+        }
+        let words = get(resources)?;
+        if words[0] != 1 || words[24] == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let inner = &mut *driver.lock();
+        let handle = inner.id();
+        inner.resources.insert(handle, words[24]);
+        put(out, handle)
+    }
+    // A context of its own on part of the card; what it takes of memory is what any context takes.
+    fn cuGreenCtxCreate(out: *mut u64, description: u64, device: c_int, flags: c_uint) {
+        let driver = state::driver()?;
+        let device = driver.index(device)?;
+        let inner = &mut *driver.lock();
+        let sms = *inner.resources.get(&description).ok_or(INVALID_VALUE)?;
+        if out.is_null() || flags != 1 || sms > driver.devices[device].sms {
+            return Err(INVALID_VALUE);
+        }
+        let handle = driver.create_context(inner, device, 0, false, 12040)?;
+        put(out, handle)
+    }
+    fn cuGreenCtxDestroy(context: u64) { destroy(context) }
+    fn cuCtxFromGreenCtx(out: *mut u64, context: u64) {
+        let driver = state::driver()?;
+        if !driver.lock().contexts.contains_key(&context) {
+            return Err(INVALID_CONTEXT);
+        }
+        put(out, context)
+    }
 }

@@ -67,7 +67,7 @@ unsafe fn elapsed(out: *mut f32, start: u64, end: u64) -> R {
     if !from.reached(driver) || !to.reached(driver) {
         return Err(NOT_READY);
     }
-    #[allow(clippy::cast_precision_loss)] // the interface gives a float of milliseconds
+    #[allow(clippy::cast_precision_loss, reason = "the interface gives a float of milliseconds")]
     let millis = (to.time as i64 - from.time as i64) as f32 / 1e6;
     // SAFETY: the caller of the entry point vouches for `out`.
     unsafe { put(out, millis) }

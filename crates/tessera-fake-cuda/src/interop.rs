@@ -1,8 +1,10 @@
-//! Memory of other processes.
+//! Memory of other processes, and of other interfaces that comes as a file descriptor.
 
 use std::ffi::c_uint;
 
-use crate::abi::{INVALID_VALUE, NOT_FOUND, OPERATING_SYSTEM, OUT_OF_MEMORY, R, put};
+use crate::abi::{
+    INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, OPERATING_SYSTEM, OUT_OF_MEMORY, R, get, put,
+};
 use crate::arena;
 use crate::state::{self, Alloc, Kind};
 
@@ -56,7 +58,65 @@ unsafe fn open(out: *mut u64, handle: MemoryHandle, flags: c_uint) -> R {
     unsafe { put(out, base + skip) }
 }
 
+/// Kind of an imported descriptor: a file.
+const OPAQUE_FD: u32 = 1;
+
+unsafe fn map_external(out: *mut u64, external: u64, offset: u64, size: u64) -> R {
+    let driver = state::driver()?;
+    let inner = &mut *driver.lock();
+    let (context, device) = driver.current_device(inner)?;
+    let (fd, whole) = *inner.externals.get(&external).ok_or(INVALID_HANDLE)?;
+    let end = offset.checked_add(size).ok_or(INVALID_VALUE)?;
+    if out.is_null() || size == 0 || end > whole || !offset.is_multiple_of(PAGE) {
+        return Err(INVALID_VALUE);
+    }
+    let span = size.next_multiple_of(PAGE);
+    let base = arena::reserve(span, PAGE, 0).filter(|base| arena::map(*base, span, fd, offset));
+    let base = base.ok_or(OUT_OF_MEMORY)?;
+    let id = inner.id();
+    inner.allocs.insert(
+        base,
+        Alloc {
+            size,
+            device,
+            context,
+            kind: Kind::External,
+            id,
+        },
+    );
+    // SAFETY: the caller of the entry point vouches for `out`.
+    unsafe { put(out, base) }
+}
+
 api! {
+    fn cuImportExternalMemory(out: *mut u64, description: *const [u64; 13]) {
+        let words = get(description)?;
+        // Kind, then a union of which the descriptor is the first word, then the size.
+        let (kind, fd, size) = (words[0] as u32, words[1] as i32, words[3]);
+        let driver = state::driver()?;
+        if kind != OPAQUE_FD {
+            return Err(NOT_SUPPORTED);
+        }
+        if out.is_null() || size == 0 || fd < 0 {
+            return Err(INVALID_VALUE);
+        }
+        let inner = &mut *driver.lock();
+        driver.current_device(inner)?;
+        let handle = inner.id();
+        inner.externals.insert(handle, (fd, size));
+        put(out, handle)
+    }
+    fn cuExternalMemoryGetMappedBuffer(out: *mut u64, external: u64, description: *const [u64; 2]) {
+        let [offset, size] = get(description)?;
+        map_external(out, external, offset, size)
+    }
+    fn cuDestroyExternalMemory(external: u64) {
+        let driver = state::driver()?;
+        let (fd, _) = driver.lock().externals.remove(&external).ok_or(INVALID_HANDLE)?;
+        // The import has taken the descriptor over.
+        libc::close(fd);
+        Ok(())
+    }
     fn cuIpcGetMemHandle(out: *mut [u64; 8], address: u64) {
         let driver = state::driver()?;
         let inner = driver.lock();

@@ -11,11 +11,16 @@
 //! A module image is a zero-terminated text of lines `kernel NAME [MICROSECONDS [SMS]]`,
 //! `global NAME BYTES` and `code BYTES`; PTX is searched for its entries; other images are taken
 //! to contain any function that is asked for.
-#![allow(unsafe_code)] // the whole crate is a C interface
-#![allow(non_snake_case)] // the names are the driver's
-#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)] // the widths are those of the C interface
-#![allow(clashing_extern_declarations)] // the table only needs addresses
-#![allow(clippy::too_many_arguments)] // the signatures are the driver's
+#![allow(unsafe_code, reason = "the whole crate is a C interface")]
+#![allow(non_snake_case, reason = "the names are the driver's")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the widths are those of the C interface"
+)]
+#![allow(clashing_extern_declarations, reason = "the table only needs addresses")]
+#![allow(clippy::too_many_arguments, reason = "the signatures are the driver's")]
 
 #[macro_use]
 mod abi;

@@ -41,7 +41,7 @@ pub(crate) fn free(driver: &Driver, inner: &mut Inner, address: u64) -> R {
         return Ok(());
     }
     match inner.allocs.get(&address).map(|a| a.kind) {
-        Some(Kind::Plain | Kind::Managed | Kind::Pool(_) | Kind::Graph) => {
+        Some(Kind::Plain | Kind::Managed | Kind::Pool(_) | Kind::Graph | Kind::External) => {
             driver.release(inner, address);
             Ok(())
         }

@@ -51,6 +51,8 @@ pub(crate) enum Kind {
     Array,
     /// Another process's memory; not counted here.
     Foreign,
+    /// Another interface's memory; not counted here.
+    External,
     /// Page-locked host memory made by the driver.
     Host(u32),
     /// Host memory of the client's that was registered.
@@ -126,6 +128,10 @@ pub(crate) struct Inner {
     pub(crate) graphs: HashMap<u64, Graph>,
     pub(crate) nodes: HashMap<u64, u64>,
     pub(crate) execs: HashMap<u64, Exec>,
+    /// Imported memory of other interfaces: descriptor and size.
+    pub(crate) externals: HashMap<u64, (i32, u64)>,
+    /// What green contexts are made from: the number of multiprocessors.
+    pub(crate) resources: HashMap<u64, u32>,
 }
 
 /// The driver of this process after `cuInit`.
@@ -574,7 +580,7 @@ impl Driver {
                 self.graph_release(inner, alloc.device, alloc.size);
                 return Some(alloc);
             }
-            Kind::Foreign => {
+            Kind::Foreign | Kind::External => {
                 let skip = address % 4096;
                 arena::unreserve(address - skip, (alloc.size + skip).next_multiple_of(4096));
                 return Some(alloc);
@@ -622,6 +628,8 @@ impl Inner {
             graphs: HashMap::new(),
             nodes: HashMap::new(),
             execs: HashMap::new(),
+            externals: HashMap::new(),
+            resources: HashMap::new(),
         }
     }
 

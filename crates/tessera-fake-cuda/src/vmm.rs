@@ -15,6 +15,7 @@ use crate::arena;
 use crate::state::{self, Driver, Inner};
 
 const GRANULARITY: u64 = 2 << 20;
+const LOCATION_HOST: u32 = 2;
 const TICKET: u64 = u64::from_le_bytes(*b"vmmtickt");
 
 /// A physical allocation.
@@ -29,6 +30,8 @@ pub(crate) struct Handle {
     fd: RawFd,
     offset: u64,
     own: bool,
+    /// In the memory of the host: no card is charged.
+    host: bool,
     handle_types: u32,
     flags: u64,
 }
@@ -52,7 +55,9 @@ fn unreference(driver: &Driver, inner: &mut Inner, handle: u64) {
     }
     if let Some(entry) = inner.handles.remove(&handle) {
         if entry.own {
-            driver.discharge(entry.device, entry.size);
+            if !entry.host {
+                driver.discharge(entry.device, entry.size);
+            }
             if let Some(arena) = inner.arena.as_mut() {
                 arena.give(entry.address, entry.size);
             }
@@ -140,6 +145,7 @@ fn import(driver: &Driver, inner: &mut Inner, fd: RawFd) -> Res<u64> {
             fd: theirs,
             offset: words[3],
             own: false,
+            host: false,
             handle_types: 1,
             flags: 0,
         },
@@ -188,19 +194,24 @@ api! {
         if out.is_null() || size == 0 || !size.is_multiple_of(GRANULARITY) || flags != 0 || p[0] != 1 {
             return Err(INVALID_VALUE);
         }
-        let device = device_of(driver, p[2] as c_int, p[3] as c_int)?;
+        let host = p[2] == LOCATION_HOST;
+        let device = if host { 0 } else { device_of(driver, p[2] as c_int, p[3] as c_int)? };
         driver.present(device)?;
         let inner = &mut *driver.lock();
-        driver.grow(inner, device, size)?;
+        if !host {
+            driver.grow(inner, device, size)?;
+        }
         let Some(address) = driver.arena(inner)?.take(size) else {
-            driver.discharge(device, size);
+            if !host {
+                driver.discharge(device, size);
+            }
             return Err(OUT_OF_MEMORY);
         };
         let arena = driver.arena(inner)?;
         let (fd, offset) = (arena.fd(), arena.offset(address));
         let handle = inner.id();
         inner.handles.insert(handle, Handle {
-            size, device, references: 1, address, fd, offset, own: true,
+            size, device, references: 1, address, fd, offset, own: true, host,
             handle_types: p[1],
             flags: u64::from(p[6]) | (u64::from(p[7]) << 32),
         });
@@ -306,6 +317,31 @@ api! {
         }
         let inner = &mut *driver.lock();
         let handle = import(driver, inner, shared as usize as RawFd)?;
+        put(out, handle)
+    }
+    // An object that several cards write through. It takes room on the card on which it is made.
+    fn cuMulticastCreate(out: *mut u64, properties: *const [u64; 4]) {
+        let driver = state::driver()?;
+        let words = get(properties)?;
+        let (devices, size) = (words[0] as u32, words[1]);
+        if out.is_null() || devices == 0 || size == 0 || !size.is_multiple_of(GRANULARITY) || words[3] != 0 {
+            return Err(INVALID_VALUE);
+        }
+        let inner = &mut *driver.lock();
+        let (_, device) = driver.current_device(inner)?;
+        driver.grow(inner, device, size)?;
+        let Some(address) = driver.arena(inner)?.take(size) else {
+            driver.discharge(device, size);
+            return Err(OUT_OF_MEMORY);
+        };
+        let arena = driver.arena(inner)?;
+        let (fd, offset) = (arena.fd(), arena.offset(address));
+        let handle = inner.id();
+        inner.handles.insert(handle, Handle {
+            size, device, references: 1, address, fd, offset, own: true, host: false,
+            handle_types: 0,
+            flags: 0,
+        });
         put(out, handle)
     }
 }

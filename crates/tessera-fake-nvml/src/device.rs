@@ -10,6 +10,15 @@ use crate::abi::{
 };
 use crate::state::{self, Device, card_handle, part_handle};
 
+/// An identifier of either form: 1 text, 2 sixteen bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UuidV {
+    version: c_uint,
+    kind: c_uint,
+    value: [u8; 41],
+}
+
 fn by_index(index: c_uint) -> Res<u64> {
     let cards = state::cards()?;
     let card = *cards.get(index as usize).ok_or(INVALID_ARGUMENT)?;
@@ -162,6 +171,26 @@ api! {
     fn nvmlDeviceGetCount_v2(out: *mut c_uint) { put(out, state::cards()?.len() as c_uint) }
     fn nvmlDeviceGetHandleByIndex(index: c_uint, out: *mut u64) { put(out, by_index(index)?) }
     fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, out: *mut u64) { put(out, by_index(index)?) }
+    fn nvmlDeviceGetHandleByUUIDV(uuid: *const UuidV, out: *mut u64) {
+        if uuid.is_null() {
+            return Err(INVALID_ARGUMENT);
+        }
+        let wanted = uuid.read_unaligned();
+        let value = wanted.value;
+        let handle = match wanted.kind {
+            1 => {
+                let length = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+                by_uuid(&String::from_utf8_lossy(&value[..length]))?
+            }
+            2 => {
+                let mut bytes = [0; 16];
+                bytes.copy_from_slice(&value[..16]);
+                by_uuid(&tessera_fake_core::format_uuid("GPU-", &bytes))?
+            }
+            _ => return Err(INVALID_ARGUMENT),
+        };
+        put(out, handle)
+    }
     fn nvmlDeviceGetHandleByUUID(id: *const c_char, out: *mut u64) { put(out, by_uuid(&text(id)?)?) }
     fn nvmlDeviceGetHandleBySerial(serial: *const c_char, out: *mut u64) {
         let wanted = text(serial)?;

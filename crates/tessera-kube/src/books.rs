@@ -107,6 +107,7 @@ pub struct Books {
     commands: mpsc::Sender<Command>,
     synced: watch::Receiver<bool>,
     freed: watch::Receiver<u64>,
+    problems: watch::Receiver<Arc<BTreeMap<String, String>>>,
 }
 
 impl std::fmt::Debug for Command {
@@ -148,6 +149,12 @@ impl Books {
     #[must_use]
     pub fn freed(&self) -> watch::Receiver<u64> {
         self.freed.clone()
+    }
+
+    /// Changes whenever [`View::problems`] does.
+    #[must_use]
+    pub fn problems(&self) -> watch::Receiver<Arc<BTreeMap<String, String>>> {
+        self.problems.clone()
     }
 
     /// Books it for `lease` if it still fits. What the pod held before is replaced.
@@ -209,6 +216,7 @@ pub fn open(
     let (commands, command_receiver) = mpsc::channel(COMMANDS);
     let (synced_sender, synced) = watch::channel(false);
     let (freed_sender, freed) = watch::channel(0);
+    let (problems_sender, problems) = watch::channel(Arc::default());
     let world = World::new(vendors);
     let view = Arc::new(ArcSwap::from_pointee(View {
         snapshot: world.snapshot(),
@@ -224,6 +232,7 @@ pub fn open(
         view: Arc::clone(&view),
         synced: synced_sender,
         freed_sender,
+        problems_sender,
         freed: 0,
         pods: Listing::default(),
         nodes: Listing::default(),
@@ -240,6 +249,7 @@ pub fn open(
         commands,
         synced,
         freed,
+        problems,
     };
     (books, inputs, keeper.run(input_receiver, command_receiver, stop))
 }
@@ -301,6 +311,7 @@ struct Keeper {
     view: Arc<ArcSwap<View>>,
     synced: watch::Sender<bool>,
     freed_sender: watch::Sender<u64>,
+    problems_sender: watch::Sender<Arc<BTreeMap<String, String>>>,
     freed: u64,
     pods: Listing<PodUid>,
     nodes: Listing<String>,
@@ -634,6 +645,11 @@ impl Keeper {
         self.freed_sender.send_if_modified(|freed| {
             let changed = *freed != self.freed;
             *freed = self.freed;
+            changed
+        });
+        self.problems_sender.send_if_modified(|problems| {
+            let changed = !Arc::ptr_eq(problems, &self.problems);
+            *problems = Arc::clone(&self.problems);
             changed
         });
     }

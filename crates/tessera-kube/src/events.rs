@@ -1,6 +1,6 @@
-//! What is told to people, as Kubernetes events on the pod.
+//! What is told to people, as Kubernetes events on a pod or a node.
 //!
-//! One event for one pod and reason, counted up in place: a pod that waits for a day is one line in `kubectl
+//! One event for one object and reason, counted up in place: a pod that waits for a day is one line in `kubectl
 //! describe`, not a thousand. Telling is never on the way of a decision: the queue is bounded, writing is rate
 //! bounded, repetitions are gathered, and under load events are dropped and counted.
 
@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tessera_types::PodId;
+use tessera_types::{NodeName, PodId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,11 +32,69 @@ const REPEAT: Duration = Duration::from_secs(30);
 const CHANGE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(200);
 
-/// One thing to tell about a pod.
+/// What an event is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// A pod.
+    Pod(PodId),
+    /// A node.
+    Node(NodeName),
+}
+
+impl About {
+    /// Where the event is kept: events of objects without a namespace are in `default`.
+    fn namespace(&self) -> &str {
+        match self {
+            Self::Pod(pod) => &pod.namespace,
+            Self::Node(_) => "default",
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Pod(pod) => &pod.name,
+            Self::Node(node) => node.as_str(),
+        }
+    }
+
+    /// For nodes the name, as the kubelet has it, so that `kubectl describe node` finds the event.
+    fn uid(&self) -> &str {
+        match self {
+            Self::Pod(pod) => pod.uid.as_str(),
+            Self::Node(node) => node.as_str(),
+        }
+    }
+
+    fn reference(&self) -> ObjectReference {
+        let (kind, namespace) = match self {
+            Self::Pod(pod) => ("Pod", Some(pod.namespace.clone())),
+            Self::Node(_) => ("Node", None),
+        };
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace,
+            name: Some(self.name().to_owned()),
+            uid: Some(self.uid().to_owned()),
+            ..ObjectReference::default()
+        }
+    }
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod(pod) => write!(f, "pod {pod}"),
+            Self::Node(node) => write!(f, "node {node}"),
+        }
+    }
+}
+
+/// One thing to tell.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// About which pod.
-    pub pod: PodId,
+    /// About what.
+    pub about: About,
     /// A warning, or normal.
     pub warning: bool,
     /// `FilteringFailed` and such; part of the event's identity.
@@ -155,7 +213,7 @@ impl Book {
         cut(&mut note.message);
         self.clock += 1;
         let used = self.clock;
-        let key = (note.pod.uid.to_string(), note.reason);
+        let key = (note.about.uid().to_owned(), note.reason);
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.note = note;
             entry.count = entry.count.saturating_add(1);
@@ -220,7 +278,7 @@ impl Book {
                 Err(error) => {
                     self.dropped.fetch_add(1, Ordering::Relaxed);
                     entry.written = Some((String::new(), Instant::now()));
-                    tracing::debug!(pod = %entry.note.pod, error = %error, "Could not write an event.");
+                    tracing::debug!(about = %entry.note.about, error = %error, "Could not write an event.");
                 }
             }
         }
@@ -241,9 +299,9 @@ impl Entry {
 
 async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool) -> Result<(), ApiError> {
     let note = &entry.note;
-    let api: Api<Event> = Api::namespaced(client.clone(), &note.pod.namespace);
+    let api: Api<Event> = Api::namespaced(client.clone(), note.about.namespace());
     let name = event_name(note);
-    let doing = || format!("telling {} of pod {}", note.reason, note.pod);
+    let doing = || format!("telling {} of {}", note.reason, note.about);
     if entry.exists {
         if !may_patch {
             return Ok(());
@@ -257,17 +315,10 @@ async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool
     let event = Event {
         metadata: ObjectMeta {
             name: Some(name.clone()),
-            namespace: Some(note.pod.namespace.clone()),
+            namespace: Some(note.about.namespace().to_owned()),
             ..ObjectMeta::default()
         },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(note.pod.namespace.clone()),
-            name: Some(note.pod.name.clone()),
-            uid: Some(note.pod.uid.to_string()),
-            ..ObjectReference::default()
-        },
+        involved_object: note.about.reference(),
         reason: Some(note.reason.to_owned()),
         message: Some(note.message.clone()),
         type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
@@ -290,7 +341,7 @@ async fn write(client: &Client, source: &str, entry: &mut Entry, may_patch: bool
             }
             entry.exists = true;
             update(&api, &name, entry, || {
-                format!("telling {} of pod {}", entry.note.reason, entry.note.pod)
+                format!("telling {} of {}", entry.note.reason, entry.note.about)
             })
             .await
         }
@@ -310,14 +361,14 @@ async fn update(api: &Api<Event>, name: &str, entry: &Entry, doing: impl Fn() ->
         .map(drop)
 }
 
-/// Stable for one pod and reason, over restarts too.
+/// Stable for one object and reason, over restarts too.
 fn event_name(note: &Note) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in note.pod.uid.as_str().bytes().chain(*b"/").chain(note.reason.bytes()) {
+    for byte in note.about.uid().bytes().chain(*b"/").chain(note.reason.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     }
-    let pod: String = note.pod.name.chars().take(200).collect();
-    format!("{}.{hash:016x}", pod.trim_end_matches(['.', '-']))
+    let name: String = note.about.name().chars().take(200).collect();
+    format!("{}.{hash:016x}", name.trim_end_matches(['.', '-']))
 }
 
 fn cut(message: &mut String) {
@@ -348,7 +399,7 @@ mod tests {
             uid: PodUid::new("u").unwrap(),
         };
         Note {
-            pod,
+            about: About::Pod(pod),
             warning: true,
             reason: "FilteringFailed",
             message: message.to_owned(),

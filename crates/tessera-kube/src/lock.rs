@@ -39,6 +39,12 @@ impl std::fmt::Debug for NodeApi {
 }
 
 impl NodeLocks {
+    /// How old a lock may get before it is taken over, in seconds.
+    #[must_use]
+    pub fn timeout_seconds(&self) -> i64 {
+        self.timeout_seconds
+    }
+
     /// Locks lapse after `timeout`.
     #[must_use]
     pub fn new(client: Client, timeout: Duration) -> Self {
@@ -50,9 +56,15 @@ impl NodeLocks {
 
     /// Takes the lock `key` of `node` for the pod; success if the pod has it already.
     ///
+    /// `free` is asked after the node was read and before it is written. What it sees is therefore not older than the
+    /// lock that the write replaces: a lock taken in between makes the write fail, and the node is read again.
+    ///
     /// # Errors
-    /// A live pod holds it, or the server does not answer.
-    pub async fn acquire(&self, node: &str, key: &str, me: &LockOwner) -> Result<(), ApiError> {
+    /// A live pod holds it, `free` refuses, or the server does not answer.
+    pub async fn acquire<F>(&self, node: &str, key: &str, me: &LockOwner, free: impl Fn() -> F) -> Result<(), ApiError>
+    where
+        F: Future<Output = Result<(), ApiError>>,
+    {
         let doing = || format!("locking node {node}");
         for attempt in 0..TRIES {
             backoff(attempt).await;
@@ -79,6 +91,7 @@ impl NodeLocks {
                 }
                 LockStep::Set => {}
             }
+            free().await?;
             let lock = NodeLock {
                 at: now,
                 owner: Some(me.clone()),
@@ -233,7 +246,7 @@ mod tests {
         });
         let locks = NodeLocks::new(client, Duration::from_secs(300));
         locks
-            .acquire("n", "hami.io/mutex.lock", &me())
+            .acquire("n", "hami.io/mutex.lock", &me(), async || Ok(()))
             .await
             .map_err(|error| error.to_string())?;
         Ok(log.writes().into_iter().map(|sent| sent.body).collect())

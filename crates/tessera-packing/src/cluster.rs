@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use crate::fragment::Fragmentation;
-use crate::model::{Cards, ModelSet, Node, Placement, Request, WHOLE};
-use crate::policy::{Change, Policy, Terms};
+use crate::market::{Learner, Left, Market, Pool, Terms, Weights};
+use crate::model::{Cards, MAX_CARDS, ModelSet, Models, Node, Placement, Request, WHOLE};
+use crate::policy::{Before, CardChoice, Change, HAMI_SLOTS, Policy};
 
 /// A placement was given back that the cluster does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +23,9 @@ struct Place {
     row: usize,
     cpu: u32,
     cards: Cards,
-    fragmentation: f64,
+    /// Pods on each card.
+    slots: [u8; MAX_CARDS],
+    before: Before,
     /// Grows with every change; 0 is never a version.
     version: u64,
 }
@@ -52,6 +55,8 @@ const UNFIT: f64 = f64::NEG_INFINITY;
 pub struct Cluster {
     policy: Policy,
     fragmentation: Fragmentation,
+    learner: Learner,
+    market: Market,
     /// In order of rank.
     places: Vec<Place>,
     /// Memory left, MiB; apart from `places` because every decision walks over all of it.
@@ -63,7 +68,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// An empty cluster. `rank` gives for each node its place when scores are equal, the smallest first; nodes
+    /// An empty cluster. `fragmentation` is what [`Policy::Fgd`] goes by and what is measured; other policies are not
+    /// told of it. `rank` gives for each node its place when scores are equal, the smallest first; nodes
     /// without a rank come last, in their order.
     #[must_use]
     pub fn new(nodes: &[Node], rank: &[u32], fragmentation: Fragmentation, policy: Policy) -> Self {
@@ -83,12 +89,22 @@ impl Cluster {
                 row,
                 cpu: node.cpu,
                 cards,
-                fragmentation: fragmentation.of(node.model, node.cpu, &cards),
+                slots: [0; MAX_CARDS],
+                before: Before {
+                    fragmentation: fragmentation.of(node.model, node.cpu, &cards),
+                    ..Before::default()
+                },
                 version: 1,
                 node,
             });
         }
+        let weights = match policy {
+            Policy::Tessera(weights) => weights,
+            _ => Weights::default(),
+        };
         Self {
+            learner: Learner::new(weights),
+            market: Market::new(weights),
             memory: places.iter().map(|place| place.node.memory).collect(),
             policy,
             fragmentation,
@@ -108,13 +124,16 @@ impl Cluster {
     /// Fragmentation of all nodes, milli.
     #[must_use]
     pub fn fragmentation(&self) -> f64 {
-        self.by_row.iter().map(|place| self.places[*place].fragmentation).sum()
+        self.by_row
+            .iter()
+            .map(|place| self.places[*place].before.fragmentation)
+            .sum()
     }
 
     /// Fragmentation of one node, milli; 0 for a node that does not exist.
     #[must_use]
     pub fn fragmentation_of(&self, row: usize) -> f64 {
-        self.place(row).map_or(0.0, |place| place.fragmentation)
+        self.place(row).map_or(0.0, |place| place.before.fragmentation)
     }
 
     /// What is left of a node: CPU, memory, cards.
@@ -127,6 +146,25 @@ impl Cluster {
 
     fn place(&self, row: usize) -> Option<&Place> {
         self.by_row.get(row).map(|index| &self.places[*index])
+    }
+
+    /// Learns from a request, once for each pod and before its decision. Only [`Policy::Tessera`] does.
+    pub fn see(&mut self, request: &Request) {
+        if !matches!(self.policy, Policy::Tessera(_)) || !self.learner.see(request) {
+            return;
+        }
+        let mut pools = [Pool::default(); Models::MOST];
+        for place in &self.places {
+            if let Some(pool) = pools.get_mut(usize::from(place.node.model)) {
+                pool.all += f64::from(place.node.cards) * f64::from(WHOLE);
+                pool.idle += f64::from(place.cards.iter().sum::<u32>());
+            }
+        }
+        self.market = self.learner.learn(&pools);
+        for place in &mut self.places {
+            place.before.loss = self.market.loss(place.left());
+            place.version += 1;
+        }
     }
 
     /// Node and cards for `request`, or `None` when it fits nowhere. Changes nothing but the cache of scores.
@@ -148,7 +186,14 @@ impl Cluster {
         let (mut top, mut low) = (UNFIT, f64::INFINITY);
         for (index, (entry, place)) in cached.iter_mut().zip(&self.places).enumerate() {
             if entry.version != place.version {
-                let (score, cards) = score_place(&self.policy, &self.fragmentation, place, request);
+                let (score, cards) = score_place(
+                    self.policy,
+                    &self.fragmentation,
+                    &self.market,
+                    place,
+                    self.memory[index],
+                    request,
+                );
                 *entry = Cached {
                     version: place.version,
                     score,
@@ -182,15 +227,17 @@ impl Cluster {
     /// no terms.
     #[must_use]
     pub fn explain(&self, request: &Request, placement: Placement) -> Option<Terms> {
-        let Policy::Tessera(weights) = &self.policy else {
+        if !matches!(self.policy, Policy::Tessera(_)) {
             return None;
-        };
+        }
         let place = self.place(placement.node)?;
-        let after = taken(place, request, placement.cards)?;
-        Some(weights.terms(
-            &self.fragmentation,
-            &change(place, request, place.cpu - request.cpu, &after),
-        ))
+        let cards = taken(place, request, placement.cards)?;
+        let after = Left {
+            model: place.node.model,
+            cpu: place.cpu.checked_sub(request.cpu)?,
+            cards: &cards,
+        };
+        Some(self.market.terms(request, place.before.loss, after))
     }
 
     /// Takes what `placement` says; `false`, and nothing changes, when it does not fit.
@@ -207,8 +254,10 @@ impl Cluster {
         };
         place.cards = after;
         place.cpu -= request.cpu;
-        place.fragmentation = self.fragmentation.of(place.node.model, place.cpu, &place.cards);
-        place.version += 1;
+        for (card, slots) in place.slots.iter_mut().enumerate() {
+            *slots = slots.saturating_add(u8::from(placement.takes(card)));
+        }
+        place.renew(self.policy, &self.fragmentation, &self.market);
         self.memory[index] = memory;
         self.used += u64::from(request.demand());
         true
@@ -241,8 +290,10 @@ impl Cluster {
         }
         place.cards = cards;
         place.cpu = cpu;
-        place.fragmentation = self.fragmentation.of(place.node.model, cpu, &cards);
-        place.version += 1;
+        for (card, slots) in place.slots.iter_mut().enumerate() {
+            *slots = slots.saturating_sub(u8::from(placement.takes(card)));
+        }
+        place.renew(self.policy, &self.fragmentation, &self.market);
         self.memory[index] = memory;
         self.used = self.used.saturating_sub(u64::from(request.demand()));
         Ok(())
@@ -266,47 +317,72 @@ fn taken(place: &Place, request: &Request, mask: u8) -> Option<Cards> {
     Some(cards)
 }
 
-fn change<'a>(place: &'a Place, request: &'a Request, cpu_after: u32, after: &'a Cards) -> Change<'a> {
-    Change {
-        node: &place.node,
-        request,
-        cpu: place.cpu,
-        cards: &place.cards,
-        before: place.fragmentation,
-        cpu_after,
-        after,
+impl Place {
+    fn left(&self) -> Left<'_> {
+        Left {
+            model: self.node.model,
+            cpu: self.cpu,
+            cards: &self.cards,
+        }
+    }
+
+    /// After a change of what is left.
+    fn renew(&mut self, policy: Policy, fragmentation: &Fragmentation, market: &Market) {
+        self.before.fragmentation = fragmentation.of(self.node.model, self.cpu, &self.cards);
+        if matches!(policy, Policy::Tessera(_)) {
+            self.before.loss = market.loss(self.left());
+        }
+        self.version += 1;
     }
 }
 
 /// The best score of `request` on `place`, and the cards that reach it.
-fn score_place(policy: &Policy, fragmentation: &Fragmentation, place: &Place, request: &Request) -> (f64, u8) {
+fn score_place(
+    policy: Policy,
+    fragmentation: &Fragmentation,
+    market: &Market,
+    place: &Place,
+    memory: u32,
+    request: &Request,
+) -> (f64, u8) {
     let Some(cpu_after) = place.cpu.checked_sub(request.cpu) else {
         return (UNFIT, 0);
     };
     let scored = |mask: u8| {
-        taken(place, request, mask).map_or(UNFIT, |after| {
-            policy.score(fragmentation, &change(place, request, cpu_after, &after))
-        })
+        let Some(after) = taken(place, request, mask) else {
+            return (UNFIT, 0);
+        };
+        let change = Change {
+            node: &place.node,
+            request,
+            before: place.before,
+            cards: &place.cards,
+            slots: place.slots.iter().map(|slots| u32::from(*slots)).sum(),
+            cpu_after,
+            memory_after: memory.saturating_sub(request.memory),
+            after: &after,
+        };
+        (policy.score(fragmentation, market, &change), mask)
     };
     if request.is_share() {
-        if !policy.tries_every_card() {
-            return match fullest(&place.cards, request.milli) {
-                Some(mask) => (scored(mask), mask),
-                None => (UNFIT, 0),
-            };
-        }
-        let mut best = (UNFIT, 0);
-        for (card, left) in place.cards.iter().enumerate() {
-            // Cards with the same remainder have the same score, and the first one keeps it.
-            if *left < request.milli || place.cards[..card].contains(left) {
-                continue;
+        return match policy.card_choice() {
+            CardChoice::Fullest => scored(fullest(&place.cards, request.milli)),
+            CardChoice::Emptiest => scored(emptiest(place, request.milli)),
+            CardChoice::Scored => {
+                let mut best = (UNFIT, 0);
+                for (card, left) in place.cards.iter().enumerate() {
+                    // Cards with the same remainder have the same score, and the first one keeps it.
+                    if *left < request.milli || place.cards[..card].contains(left) {
+                        continue;
+                    }
+                    let tried = scored(1 << card);
+                    if tried.0 > best.0 {
+                        best = tried;
+                    }
+                }
+                best
             }
-            let score = scored(1 << card);
-            if score > best.0 {
-                best = (score, 1 << card);
-            }
-        }
-        return best;
+        };
     }
     let free = place
         .cards
@@ -316,11 +392,23 @@ fn score_place(policy: &Policy, fragmentation: &Fragmentation, place: &Place, re
     let mask = free
         .take(usize::from(request.count))
         .fold(0, |mask, (card, _)| mask | (1_u8 << card));
-    (scored(mask), mask)
+    scored(mask)
 }
 
-/// The card with the smallest remainder that holds `milli`, as a mask.
-fn fullest(cards: &Cards, milli: u32) -> Option<u8> {
+/// The card with the smallest remainder that holds `milli`, as a mask; 0 when none does.
+fn fullest(cards: &Cards, milli: u32) -> u8 {
     let fitting = cards.iter().enumerate().filter(|(_, left)| **left >= milli);
-    fitting.min_by_key(|(_, left)| **left).map(|(card, _)| 1 << card)
+    fitting.min_by_key(|(_, left)| **left).map_or(0, |(card, _)| 1 << card)
+}
+
+/// The card with the least use of slots, compute and memory that holds `milli`, as a mask; the last one of equals.
+fn emptiest(place: &Place, milli: u32) -> u8 {
+    let fitting = place.cards.iter().zip(&place.slots).enumerate();
+    let fitting = fitting.filter(|(_, (left, slots))| **left >= milli && **slots < HAMI_SLOTS);
+    // A slot is a tenth of the card's slots; a milli counts as compute and as memory.
+    let least = fitting.min_by_key(|(card, (left, slots))| {
+        let used = i64::from(**slots) * 100 - 2 * i64::from(**left);
+        (used, std::cmp::Reverse(*card))
+    });
+    least.map_or(0, |(card, _)| 1 << card)
 }

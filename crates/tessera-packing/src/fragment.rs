@@ -1,6 +1,6 @@
 //! How much of a node's idle cards a random next pod is expected not to be able to use.
 
-use crate::model::{Cards, WHOLE};
+use crate::model::WHOLE;
 use crate::workload::TypicalClass;
 
 /// Measures nodes against the typical classes of a workload.
@@ -36,7 +36,7 @@ impl Fragmentation {
 
     /// Expected unusable milli of a node with `cpu` and `cards` left: between 0 and what is left of its cards.
     #[must_use]
-    pub fn of(&self, model: u8, cpu: u32, cards: &Cards) -> f64 {
+    pub fn of(&self, model: u8, cpu: u32, cards: &[u32]) -> f64 {
         let all = f64::from(cards.iter().sum::<u32>());
         let mut sums = Buckets::default();
         for class in &self.classes {

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod fragment;
+mod market;
 mod model;
 pub mod openb;
 mod policy;
@@ -15,6 +16,7 @@ mod workload;
 
 pub use cluster::{Cluster, NotHeld};
 pub use fragment::Fragmentation;
+pub use market::{Learner, Left, Loss, Market, Pool, Terms, Weights};
 pub use model::{Cards, MAX_CARDS, ModelSet, Models, Node, Placement, Request, TooMany, WHOLE};
-pub use policy::{Policy, Terms, TesseraWeights};
+pub use policy::{Policy, fgd_score};
 pub use workload::{TypicalClass, Workload};

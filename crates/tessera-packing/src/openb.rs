@@ -196,3 +196,64 @@ pub fn seed_column(file: &str, text: &str, seed: u32) -> Result<Vec<u32>, BadTra
     }
     Ok(values)
 }
+
+/// An order of arrival of one's own: the pods shuffled, then pods drawn from the list until `target` milli are asked
+/// for, or taken out while it is more. For traces and seeds without a published order; it follows the published rules
+/// with another source of randomness. The same seed gives the same order everywhere.
+#[must_use]
+pub fn own_order(pods: &[Request], target: u64, seed: u64) -> Vec<u32> {
+    let mut source = Source(seed);
+    let mut order = shuffled(pods.len(), &mut source);
+    let demand_of = |row: u32| usize::try_from(row).ok().and_then(|row| pods.get(row));
+    let mut demand: u64 = pods.iter().map(|pod| u64::from(pod.demand())).sum();
+    while demand > target && !order.is_empty() {
+        let row = order.remove(source.below(order.len()));
+        demand -= demand_of(row).map_or(0, |pod| u64::from(pod.demand()));
+    }
+    if demand > 0 && order.len() == pods.len() {
+        loop {
+            let row = u32::try_from(source.below(pods.len())).unwrap_or(u32::MAX);
+            let Some(pod) = demand_of(row) else { break };
+            if demand + u64::from(pod.milli) > target {
+                break;
+            }
+            demand += u64::from(pod.demand());
+            order.push(row);
+        }
+    }
+    order
+}
+
+/// Ranks of `count` nodes that go with [`own_order`].
+#[must_use]
+pub fn own_ranks(count: usize, seed: u64) -> Vec<u32> {
+    // Another stream than that of the arrivals.
+    shuffled(count, &mut Source(seed ^ 0x5eed_0f7a_9b1c_33d5))
+}
+
+fn shuffled(count: usize, source: &mut Source) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..u32::try_from(count).unwrap_or(u32::MAX)).collect();
+    for last in (1..order.len()).rev() {
+        order.swap(last, source.below(last + 1));
+    }
+    order
+}
+
+/// SplitMix64.
+struct Source(u64);
+
+impl Source {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: usize) -> usize {
+        let end = u64::try_from(end).unwrap_or(u64::MAX).max(1);
+        usize::try_from(self.next() % end).unwrap_or(0)
+    }
+}

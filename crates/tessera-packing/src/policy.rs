@@ -1,111 +1,97 @@
 //! How a node is scored for a request.
 
 use crate::fragment::Fragmentation;
+use crate::market::{FULL_CARDS, FULL_CPU, Left, Loss, Market, Weights};
 use crate::model::{Cards, Node, Request};
 
 /// A packing policy. Higher scores win, then the smaller rank of the node.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Policy {
     /// Fragmentation gradient descent, with the published whole-number score.
     Fgd,
     /// The least CPU and cards left.
     BestFit,
-    /// Fragmentation gradient, with prices for scarce models and for CPU, and a packing term.
-    Tessera(TesseraWeights),
+    /// A model of HAMi's default policies: the node whose cards are used most, and on it the card that is used least.
+    /// Pods without cards go where kube-scheduler's `LeastAllocated` puts them. Not HAMi's own code.
+    Hami,
+    /// Ours: fragmentation gradient, balance of CPU and cards, packing, prices for scarce models. It learns from the
+    /// requests that it sees.
+    Tessera(Weights),
 }
 
-/// Weights of the terms of [`Policy::Tessera`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct TesseraWeights {
-    /// Milli of fragmentation that one point of the packing term is worth.
-    pub packing: f64,
-    /// What one milli of a card is worth that is left without the CPU it would need.
-    pub stranded: f64,
-    /// CPU that one milli of a card needs, milli-cores; learned, see `Workload::cpu_per_milli`.
-    pub cpu_per_milli: f64,
-    /// Price of one milli of each model, by index of the model; learned, see [`TesseraWeights::price`].
-    pub prices: Vec<f64>,
-    /// Fragmentation is rounded to this many milli before terms are added; 0 for not at all.
-    pub step: f64,
-}
-
-impl Default for TesseraWeights {
-    fn default() -> Self {
-        Self {
-            packing: 100.0,
-            stranded: 0.0,
-            cpu_per_milli: 0.0,
-            prices: Vec::new(),
-            step: 0.0,
-        }
-    }
-}
-
-impl TesseraWeights {
-    /// The price of one milli of a model from the pressure of pods that ask for it by name: `factor` times the
-    /// pressure, at most `most`.
-    #[must_use]
-    pub fn price(pressure: f64, factor: f64, most: f64) -> f64 {
-        (pressure * factor).min(most)
-    }
-}
-
-/// The terms of one score; their sum is the score.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Terms {
-    /// Fragmentation that the placement takes away, milli.
-    pub fragmentation: f64,
-    /// Packing: what is left on the node, negative.
-    pub packing: f64,
-    /// Idle milli that lose the CPU they need, negative when the placement adds some.
-    pub stranded: f64,
-    /// Price of the model, negative.
-    pub model: f64,
-}
-
-impl Terms {
-    /// The score.
-    #[must_use]
-    pub fn sum(&self) -> f64 {
-        self.fragmentation + self.packing + self.stranded + self.model
-    }
-}
-
-/// CPU that counts as a whole node in the packing terms, milli-cores.
-const FULL_CPU: f64 = 128_000.0;
-/// Cards that count as a whole node in the packing terms, milli.
-const FULL_CARDS: f64 = 8_000.0;
+/// Pods that may share one card in [`Policy::Hami`].
+pub(crate) const HAMI_SLOTS: u8 = 10;
 
 /// A node before and after a placement.
 pub(crate) struct Change<'a> {
     pub(crate) node: &'a Node,
     pub(crate) request: &'a Request,
-    pub(crate) cpu: u32,
+    pub(crate) before: Before,
     pub(crate) cards: &'a Cards,
-    pub(crate) before: f64,
+    /// Pods on the node's cards, a pod on two cards twice.
+    pub(crate) slots: u32,
     pub(crate) cpu_after: u32,
+    pub(crate) memory_after: u32,
     pub(crate) after: &'a Cards,
 }
 
+/// What a node loses as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Before {
+    pub(crate) fragmentation: f64,
+    pub(crate) loss: Loss,
+}
+
+/// How the card of a share is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CardChoice {
+    /// By score, each card tried.
+    Scored,
+    /// The fullest that fits.
+    Fullest,
+    /// The one used least that has a slot left.
+    Emptiest,
+}
+
 impl Policy {
-    /// Whether the card of a share is chosen by score; else the fullest card that fits.
-    pub(crate) fn tries_every_card(&self) -> bool {
-        !matches!(self, Self::BestFit)
+    pub(crate) fn card_choice(self) -> CardChoice {
+        match self {
+            Self::Fgd => CardChoice::Scored,
+            Self::BestFit | Self::Tessera(_) => CardChoice::Fullest,
+            Self::Hami => CardChoice::Emptiest,
+        }
     }
 
     /// Whether scores are stretched over the feasible nodes before they are compared.
-    pub(crate) fn rescales(&self) -> bool {
-        matches!(self, Self::BestFit)
+    pub(crate) fn rescales(self) -> bool {
+        self == Self::BestFit
     }
 
-    pub(crate) fn score(&self, fragmentation: &Fragmentation, change: &Change<'_>) -> f64 {
+    pub(crate) fn score(self, fragmentation: &Fragmentation, market: &Market, change: &Change<'_>) -> f64 {
         match self {
             Self::Fgd => {
                 let after = fragmentation.of(change.node.model, change.cpu_after, change.after);
-                ((1.0 / (1.0 + (-(change.before - after) / 1000.0).exp())) * 100.0).trunc()
+                fgd_score(change.before.fragmentation - after)
             }
             Self::BestFit => (100.0 * (1.0 - left(change))).trunc(),
-            Self::Tessera(weights) => weights.terms(fragmentation, change).sum(),
+            Self::Hami => hami(change),
+            Self::Tessera(_) => market.terms(change.request, change.before.loss, change.left()).sum(),
+        }
+    }
+}
+
+/// The published whole-number score of a placement that takes away `gain` milli of fragmentation.
+#[must_use]
+pub fn fgd_score(gain: f64) -> f64 {
+    ((1.0 / (1.0 + (-gain / 1000.0).exp())) * 100.0).trunc()
+}
+
+impl Change<'_> {
+    pub(crate) fn left(&self) -> Left<'_> {
+        Left {
+            model: self.node.model,
+            cpu: self.cpu_after,
+            cards: self.after,
         }
     }
 }
@@ -116,31 +102,16 @@ fn left(change: &Change<'_>) -> f64 {
     0.5 * f64::from(change.cpu_after) / FULL_CPU + 0.5 * cards / FULL_CARDS
 }
 
-impl TesseraWeights {
-    pub(crate) fn terms(&self, fragmentation: &Fragmentation, change: &Change<'_>) -> Terms {
-        let model = change.node.model;
-        let gain = change.before - fragmentation.of(model, change.cpu_after, change.after);
-        let price = self.prices.get(usize::from(model)).copied().unwrap_or(0.0);
-        Terms {
-            fragmentation: if self.step > 0.0 {
-                (gain / self.step).floor() * self.step
-            } else {
-                gain
-            },
-            packing: -self.packing * left(change),
-            stranded: self.stranded
-                * (self.idle_without_cpu(change.cpu, change.cards)
-                    - self.idle_without_cpu(change.cpu_after, change.after)),
-            model: -price * f64::from(change.request.demand()),
-        }
+/// Ten times the used parts of slots, compute and memory of the node's cards as they are; a share takes the same part
+/// of compute and of memory.
+fn hami(change: &Change<'_>) -> f64 {
+    if change.request.count == 0 {
+        let part = |left: u32, all: u32| (f64::from(left) * 100.0 / f64::from(all.max(1))).trunc();
+        let cpu = part(change.cpu_after, change.node.cpu);
+        let memory = part(change.memory_after, change.node.memory);
+        return (f64::midpoint(cpu, memory)).trunc();
     }
-
-    /// Milli of cards for which a node's CPU does not suffice.
-    fn idle_without_cpu(&self, cpu: u32, cards: &Cards) -> f64 {
-        if self.cpu_per_milli <= 0.0 {
-            return 0.0;
-        }
-        let idle = f64::from(cards.iter().sum::<u32>());
-        (idle - f64::from(cpu) / self.cpu_per_milli).max(0.0)
-    }
+    let cards = f64::from(change.node.cards.max(1));
+    let used = 1.0 - f64::from(change.cards.iter().sum::<u32>()) / (1000.0 * cards);
+    10.0 * (f64::from(change.slots) / (f64::from(HAMI_SLOTS) * cards) + 2.0 * used)
 }

@@ -43,6 +43,7 @@ pub fn run<'a>(cluster: &mut Cluster, capacity: u32, arrivals: impl Iterator<Ite
     for request in arrivals {
         count += 1;
         arrived += u64::from(request.demand());
+        cluster.see(request);
         match cluster
             .decide(request)
             .filter(|placement| cluster.take(request, *placement))

@@ -1,8 +1,8 @@
-//! What arrives typically: the classes that fragmentation is measured against, and the prices learned from them.
+//! What arrives typically: the classes that fragmentation is measured against.
 
 use std::collections::BTreeMap;
 
-use crate::model::{ModelSet, Models, Node, Request};
+use crate::model::{ModelSet, Models, Request};
 
 /// A class of requests that are alike but for memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,65 +75,6 @@ impl Workload {
                 count: *count,
                 models: models.set(spec),
                 weight: (*seen as f64 / self.total as f64) / (all / self.total as f64),
-            })
-            .collect()
-    }
-
-    /// CPU that comes with one milli of a card, on average over the pods that ask for cards; 0 when none was seen.
-    #[must_use]
-    pub fn cpu_per_milli(&self) -> f64 {
-        let (mut cpu, mut milli) = (0.0, 0.0);
-        for ((each, part, count, _), seen) in &self.counts {
-            if *count > 0 {
-                cpu += f64::from(*each) * *seen as f64;
-                milli += f64::from(*part) * f64::from(*count) * *seen as f64;
-            }
-        }
-        if milli > 0.0 { cpu / milli } else { 0.0 }
-    }
-
-    /// For each model: the milli that pods ask for by name, over the milli there are, if as much arrived as the
-    /// cluster holds. A pod that names several models counts on each by its capacity.
-    #[must_use]
-    pub fn named_pressure(&self, models: &Models, nodes: &[Node]) -> Vec<f64> {
-        let mut capacity = [0.0; Models::MOST];
-        for node in nodes {
-            if let Some(place) = capacity.get_mut(usize::from(node.model)) {
-                *place += f64::from(node.cards) * f64::from(crate::WHOLE);
-            }
-        }
-        let whole: f64 = capacity.iter().sum();
-        let mut named = [0.0; Models::MOST];
-        let mut demand = 0.0;
-        for ((_, milli, count, spec), seen) in &self.counts {
-            let asked = f64::from(*milli) * f64::from(*count) * *seen as f64;
-            demand += asked;
-            if *count == 0 || spec.is_empty() {
-                continue;
-            }
-            let set = models.set(spec);
-            let chosen = |index: usize| u8::try_from(index).is_ok_and(|index| set.has(index));
-            let room: f64 = capacity
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| chosen(*index))
-                .map(|(_, milli)| milli)
-                .sum();
-            for (index, place) in named.iter_mut().enumerate() {
-                if chosen(index) && room > 0.0 {
-                    *place += asked * capacity.get(index).copied().unwrap_or(0.0) / room;
-                }
-            }
-        }
-        named
-            .iter()
-            .zip(capacity)
-            .map(|(named, capacity)| {
-                if capacity > 0.0 && demand > 0.0 {
-                    named / demand * whole / capacity
-                } else {
-                    0.0
-                }
             })
             .collect()
     }

@@ -4,6 +4,7 @@
 //! <root>/<32 hex digits>/ro/grant      replaced by rename, 0444
 //!                       /ro/verdict    written in place by the agent, 0644: its owner has no right to pass over modes
 //!                       /rw/account    fixed size, 0666: the container's processes may have any user id
+//!                       /rw/turns      the same; only with a card whose launches pass a gate
 //! ```
 //!
 //! `ro` and `rw` are what the container sees, at [`CONTAINER_GRANT_DIR`](crate::CONTAINER_GRANT_DIR) and
@@ -107,6 +108,13 @@ impl GrantDir {
         self.read_write().join(crate::SWAP_REPORT_FILE)
     }
 
+    /// The page of reports about work on cards; there only with a card whose launches pass a gate.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn turns_file(&self) -> PathBuf {
+        self.read_write().join(crate::TURNS_FILE)
+    }
+
     /// The account file.
     #[must_use]
     pub fn account_file(&self) -> PathBuf {
@@ -147,7 +155,18 @@ fn build(dir: &GrantDir, grant: &Grant) -> Result<(), FsError> {
     {
         write_swap_pages(dir)?;
     }
+    #[cfg(not(loom))]
+    if grant.cards().iter().any(crate::CardGrant::is_gated) {
+        write_turns(&dir.turns_file())?;
+    }
     write_account(&dir.account_file())
+}
+
+#[cfg(not(loom))]
+fn write_turns(path: &Path) -> Result<(), FsError> {
+    let file = write_new(path, &crate::TurnReports::fresh_head(), 0o666)?;
+    let size = u64::try_from(crate::TURNS_SIZE).unwrap_or(u64::MAX);
+    file.set_len(size).map_err(io_error("sizing", path))
 }
 
 /// The pages of a container whose memory may be moved.
@@ -215,6 +234,10 @@ pub fn replace(root: &Path, grant: &mut Grant) -> Result<(), FsError> {
         _ => {}
     }
     write_new(&temporary, &grant.encode(), 0o444)?;
+    #[cfg(not(loom))]
+    if grant.cards().iter().any(crate::CardGrant::is_gated) && !dir.turns_file().exists() {
+        write_turns(&dir.turns_file())?;
+    }
     fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
     announce(&dir, grant.generation)
 }
@@ -242,7 +265,18 @@ pub fn reset_account(root: &Path, id: GrantId) -> Result<(), FsError> {
     let temporary = dir.read_write().join(".account");
     remove_tree(&temporary)?;
     write_account(&temporary)?;
-    fs::rename(&temporary, &path).map_err(io_error("replacing", &path))
+    fs::rename(&temporary, &path).map_err(io_error("replacing", &path))?;
+    // What the processes of the former life said of their work ended with them too.
+    #[cfg(not(loom))]
+    {
+        let path = dir.turns_file();
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => crate::turns_host::clear(&file).map_err(io_error("clearing", &path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("opening", &path)(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Removes a grant. One that is not there is fine.

@@ -247,6 +247,21 @@ pub struct CardGrant {
 }
 
 impl CardGrant {
+    /// Whether launches pass a gate: the time on the card is limited, or the container takes part in priorities.
+    ///
+    /// 0 is no limit, as 1000 is. A container takes part in priorities if something is kept for it while a more
+    /// important one runs.
+    #[must_use]
+    pub const fn is_gated(&self) -> bool {
+        !self.flags.contains(CardFlags::UNLIMITED) && (self.limits_cores() || self.min_cores_permille > 0)
+    }
+
+    /// Whether the time on the card is limited.
+    #[must_use]
+    pub const fn limits_cores(&self) -> bool {
+        self.cores_permille > 0 && self.cores_permille < 1000
+    }
+
     /// A memory limit in bytes on one card and nothing else.
     ///
     /// # Errors

@@ -1,12 +1,15 @@
 //! Memory shared between the processes of one container and the node agent.
 //!
-//! Three pages carry everything, and nobody ever waits for another process:
+//! Three pages carry what every container needs, and nobody ever waits for another process:
 //!
 //! | page | written by | content |
 //! | --- | --- | --- |
 //! | [`Grant`] | agent | what the container may use; read-only inside it |
 //! | [`Verdict`] | agent | words that change while the container runs; read-only inside it |
 //! | [`Account`] | the container's processes | who holds how much of which card |
+//!
+//! Two more carry what only some containers need: [`TurnReports`] says what is under way on a card whose time is shared,
+//! [`SwapOrders`] and [`SwapReports`] move memory out of a card and back.
 //!
 //! The crate is pure: it opens no file (but for the helpers of the feature `fs`), reads no clock and asks the
 //! operating system nothing. Whether a process is alive comes in as a closure.
@@ -31,12 +34,16 @@ mod owner;
 #[cfg(not(loom))]
 mod swap;
 mod sync;
+#[cfg(not(loom))]
+mod turns;
 mod verdict;
 
 #[cfg(feature = "fs")]
 pub mod fs;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod swap_host;
+#[cfg(all(feature = "fs", not(loom)))]
+pub mod turns_host;
 
 pub use account::{
     ACCOUNT_MAGIC, ACCOUNT_SIZE, ACCOUNT_VERSION, Account, AccountError, MAX_SLOTS, Reaped, Refused, SlotIndex,
@@ -51,7 +58,13 @@ pub use swap::{
     Order, SWAP_ORDER_FILE, SWAP_ORDER_MAGIC, SWAP_ORDER_SIZE, SWAP_REPORT_FILE, SWAP_REPORT_MAGIC, SWAP_REPORT_SIZE,
     SWAP_VERSION, SwapFigures, SwapOrders, SwapReports, SwapRow,
 };
-pub use verdict::{VERDICT_MAGIC, VERDICT_SIZE, VERDICT_VERSION, Verdict, VerdictCard};
+#[cfg(not(loom))]
+pub use turns::{
+    LANES, Lane, MARK_NS, TURNS_FILE, TURNS_MAGIC, TURNS_SIZE, TURNS_VERSION, TurnFigures, TurnReports, TurnRow,
+};
+pub use verdict::{
+    GATE_CLOSED, GATE_RING, MOST_NS, SILENCE_NS, VERDICT_MAGIC, VERDICT_SIZE, VERDICT_VERSION, Verdict, VerdictCard,
+};
 
 /// Most cards (or instances) that one grant can name.
 #[cfg(not(loom))]

@@ -13,7 +13,7 @@ use crate::{MAX_SLOTS, Order, SWAP_ORDER_SIZE, SWAP_REPORT_SIZE, SwapFigures, Sw
 /// Why the pages of a container are not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SwapHostError {
-    /// The operating system said no; not found means that the grant has no card whose memory may be moved.
+    /// The operating system said no; not found means that the grant has no card that needs this page.
     #[error("mapping {}", path.display())]
     Io {
         /// The page.
@@ -39,14 +39,15 @@ pub fn monotonic_ns() -> u64 {
         .saturating_add(part(now.tv_nsec))
 }
 
-struct Mapping {
+/// A whole file, mapped to be read and written.
+pub(crate) struct Mapping {
     page: *mut u8,
     size: usize,
 }
 
 impl Mapping {
     #[expect(unsafe_code, reason = "maps a file")]
-    fn of(path: &Path, size: usize) -> Result<Self, SwapHostError> {
+    pub(crate) fn of(path: &Path, size: usize) -> Result<Self, SwapHostError> {
         let failed = |source| SwapHostError::Io {
             path: path.to_path_buf(),
             source,
@@ -74,6 +75,12 @@ impl Mapping {
             page: page.cast(),
             size,
         })
+    }
+}
+
+impl Mapping {
+    pub(crate) fn page(&self) -> *mut u8 {
+        self.page
     }
 }
 

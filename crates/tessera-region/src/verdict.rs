@@ -12,6 +12,14 @@ use crate::{
 pub const VERDICT_MAGIC: u64 = u64::from_le_bytes(*b"TSRVERDI");
 /// Layout that this crate reads and writes.
 pub const VERDICT_VERSION: u32 = 1;
+/// Bit of [`VerdictCard::gate`]: launches wait.
+pub const GATE_CLOSED: u32 = 1;
+/// Bit of [`VerdictCard::gate`]: the first launch of a process that had nothing on the card is told to the agent.
+pub const GATE_RING: u32 = 1 << 1;
+/// Predicted work of one process on the card at a time, in nanoseconds, where the agent says nothing else.
+pub const MOST_NS: u64 = 2_000_000;
+/// An agent that was not heard for so long is taken for dead.
+pub const SILENCE_NS: u64 = 1_000_000_000;
 /// Size of the file in bytes: [`Verdict`] rounded up to a page.
 #[cfg(not(loom))]
 pub const VERDICT_SIZE: usize = size_of::<Verdict>().next_multiple_of(4096);
@@ -36,7 +44,8 @@ pub struct Verdict {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct VerdictCard {
-    /// 0: launches run; anything else: launches wait (futex) for a change of this word.
+    /// 0: launches run. With [`GATE_CLOSED`] they wait (futex) for a change of this word; with [`GATE_RING`] alone they
+    /// run, and a process that had nothing on the card rings before it begins.
     pub gate: AtomicU32,
     /// Number of the present turn.
     pub turn: AtomicU32,
@@ -46,7 +55,11 @@ pub struct VerdictCard {
     pub turn_end_ns: AtomicU64,
     /// What the driver holds for this container beyond its account, in bytes.
     pub overhead_bytes: AtomicU64,
-    reserved: [AtomicU64; 4],
+    /// Most predicted work of one process on the card at a time, in nanoseconds; 0 means [`MOST_NS`].
+    pub most_ns: AtomicU64,
+    /// Not 0: at most two launches of one process on the card at a time, because somebody more important may come.
+    pub brief: AtomicU64,
+    reserved: [AtomicU64; 2],
 }
 
 impl Verdict {
@@ -96,6 +109,13 @@ impl Verdict {
     /// Says that the agent is alive.
     pub fn beat(&self, now_ns: u64) {
         self.heartbeat_ns.store(now_ns, Ordering::Release);
+    }
+
+    /// Whether the agent was heard lately.
+    #[must_use]
+    pub fn is_heard(&self, now_ns: u64) -> bool {
+        let heard = self.heartbeat_ns();
+        heard != 0 && now_ns.saturating_sub(heard) <= SILENCE_NS
     }
 
     /// The words of a card; nothing beyond the last.

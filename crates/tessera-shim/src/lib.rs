@@ -2,7 +2,7 @@
 //!
 //! It stands in for the driver's memory and information calls (and NVML's), however a program reaches them: linked
 //! directly, by `dlsym`, `dlvsym`, or `cuGetProcAddress`. Everything that is not in [`table`] goes to the driver
-//! untouched; launches too, so they cost nothing.
+//! untouched; launches too, so they cost nothing, unless the time on a card is shared ([`turns`]).
 //!
 //! # Rules
 //! - What a container may use stands in its grant, a file on a read-only mount. Variables play no part.
@@ -47,6 +47,7 @@
 mod address;
 mod codes;
 mod elf;
+mod gates;
 mod information;
 mod lookup;
 mod memory;
@@ -58,3 +59,4 @@ mod process;
 mod swap;
 mod symbol;
 mod table;
+mod turns;

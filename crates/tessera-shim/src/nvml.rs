@@ -287,6 +287,15 @@ pub(crate) unsafe fn by_text(
     unsafe { handed_out(real(text, out), out) }
 }
 
+pub(crate) unsafe fn by_uuid(
+    real: unsafe extern "C" fn(*const c_void, *mut Device) -> i32,
+    uuid: *const c_void,
+    out: *mut Device,
+) -> i32 {
+    // SAFETY: the caller's arguments; written by the library on success.
+    unsafe { handed_out(real(uuid, out), out) }
+}
+
 /// What the driver holds for this process on a card beyond what is booked for it, by the driver's own list. Nothing
 /// when the list does not show this process, as on a host that hides its pids.
 pub(crate) fn unbooked(process: &Process, card: Card) -> Option<u64> {

@@ -219,6 +219,12 @@ pub(crate) fn futex_wake_all(word: &core::sync::atomic::AtomicU32) {
     };
 }
 
+/// The same for a word that other processes sleep on.
+pub(crate) fn shared_futex_wake_all(word: &core::sync::atomic::AtomicU32) {
+    // SAFETY: a live word; waking has no other effect.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
 /// Keeps all signals from this thread, and from threads that it starts meanwhile.
 pub(crate) struct SignalsBlocked(libc::sigset_t);
 

@@ -48,6 +48,8 @@ pub(crate) struct Card(pub(crate) usize);
 struct CardState {
     limit: AtomicU64,
     flags: AtomicU32,
+    /// Share of the card's time in 1/1000.
+    cores: AtomicU32,
     context_bytes: AtomicU64,
     contexts: AtomicU64,
 }
@@ -244,7 +246,12 @@ impl Process {
             let flags = u32::from(card.flags.contains(CardFlags::UNLIMITED))
                 | u32::from(card.flags.contains(CardFlags::COUNT_CONTEXT)) << 1
                 | u32::from(card.flags.contains(CardFlags::OBSERVE)) << 2
-                | u32::from(card.flags.contains(CardFlags::SWAP)) << 3;
+                | u32::from(card.flags.contains(CardFlags::SWAP)) << 3
+                | u32::from(card.is_gated()) << 4;
+            if card.is_gated() {
+                crate::turns::switch_on();
+            }
+            place.cores.store(card.cores_permille, Ordering::Relaxed);
             place.limit.store(card.memory_bytes, Ordering::Relaxed);
             place.context_bytes.store(card.context_bytes, Ordering::Relaxed);
             place.flags.store(flags, Ordering::Release);
@@ -286,7 +293,7 @@ impl Process {
         }
     }
 
-    fn verdict(&self) -> Option<&Verdict> {
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
         let page = self.verdict.load(Ordering::Acquire);
         if page.is_null() {
             return None;
@@ -342,6 +349,37 @@ impl Process {
     /// Whether memory of this card may leave it.
     pub(crate) fn swaps(&self, card: Card) -> bool {
         self.flag(card, 8) && !self.is_unlimited(card)
+    }
+
+    /// Whether launches on this card pass a gate.
+    pub(crate) fn is_gated(&self, card: Card) -> bool {
+        self.flag(card, 16)
+    }
+
+    /// Share of the card's time in 1/1000.
+    pub(crate) fn cores_permille(&self, card: Card) -> u32 {
+        self.cards
+            .get(card.0)
+            .map_or(0, |state| state.cores.load(Ordering::Relaxed))
+    }
+
+    /// Whether the agent was heard within the last second.
+    pub(crate) fn agent_is_heard(&self) -> bool {
+        self.verdict()
+            .is_some_and(|verdict| verdict.is_heard(os::now_ms().saturating_mul(1_000_000)))
+    }
+
+    /// Whether this process is sure to have one context at most: then nobody needs to ask which is current.
+    pub(crate) fn has_one_context(&self) -> bool {
+        match self.cards.first() {
+            Some(only) if self.card_count() == 1 => only.contexts.load(Ordering::Relaxed) <= 1,
+            _ => false,
+        }
+    }
+
+    /// Whether no context of this process is left.
+    pub(crate) fn has_no_context(&self) -> bool {
+        self.cards.iter().all(|card| card.contexts.load(Ordering::Relaxed) == 0)
     }
 
     /// Memory limit in bytes; no limit when the grant says observe.

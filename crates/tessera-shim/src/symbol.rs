@@ -231,5 +231,18 @@ driver_functions! {
     Cuda cuMemFreeHost(host: u64);
     Cuda cuMemcpyDtoHAsync_v2(host: u64, device: u64, size: usize, stream: u64);
     Cuda cuMemcpyHtoDAsync_v2(device: u64, host: u64, size: usize, stream: u64);
+    Cuda cuEventCreate(event: *mut u64, flags: u32);
+    Cuda cuEventDestroy_v2(event: u64);
+    Cuda cuEventRecord(event: u64, stream: u64);
+    Cuda cuEventRecord_ptsz(event: u64, stream: u64);
+    Cuda cuEventQuery(event: u64);
+    Cuda cuEventElapsedTime(ms: *mut f32, start: u64, end: u64);
+    Cuda cuMemHostRegister_v2(host: u64, size: usize, flags: u32);
+    Cuda cuMemHostGetDevicePointer_v2(device: *mut u64, host: u64, flags: u32);
+    Cuda cuStreamSynchronize_ptsz(stream: u64);
+    Cuda cuStreamWriteValue64(stream: u64, address: u64, value: u64, flags: u32);
+    Cuda cuStreamWriteValue64_ptsz(stream: u64, address: u64, value: u64, flags: u32);
+    Cuda cuStreamWriteValue64_v2(stream: u64, address: u64, value: u64, flags: u32);
+    Cuda cuStreamWriteValue64_v2_ptsz(stream: u64, address: u64, value: u64, flags: u32);
     Nvml nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: u32);
 }

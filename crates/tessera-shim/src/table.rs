@@ -12,7 +12,7 @@ use core::{
 };
 
 use crate::{
-    codes, information, lookup,
+    codes, gates, information, lookup,
     memory::{
         Form,
         array::{self, Descriptor, Descriptor1, Descriptor3d, Descriptor3d1},
@@ -24,8 +24,8 @@ use crate::{
         virtual_memory::{self as physical, AllocationProperties, MulticastProperties},
     },
     nvml::{self, Device, Memory, Memory2, Running1, Running2},
-    swap,
     symbol::{Library, Symbol},
+    turns::hooks as turns,
 };
 
 /// What an entry is for.
@@ -39,7 +39,7 @@ pub(crate) enum Class {
     Starts,
     /// Finds other entries.
     Finds,
-    /// Waits while memory is away from the card.
+    /// Waits while memory is away from the card, or for the container's turn.
     Gates,
 }
 
@@ -165,7 +165,7 @@ hooks! {
     Cuda Counts "cuCtxDestroy" 2000 cuCtxDestroy(context: u64) => context::destroy;
     Cuda Counts "cuCtxDestroy" 4000 cuCtxDestroy_v2(context: u64) => context::destroy;
     Cuda Counts "cuCtxDetach" 2000 cuCtxDetach(context: u64) => context::detach;
-    Cuda Counts "cuCtxSynchronize" 2000 cuCtxSynchronize() => plain::synchronize_context;
+    Cuda Counts "cuCtxSynchronize" 2000 cuCtxSynchronize() => turns::synchronize_context;
     Cuda Counts "cuCtxSynchronize" 13000 cuCtxSynchronize_v2(context: u64) => plain::synchronize;
     Cuda Counts "cuDestroyExternalMemory" 10000 cuDestroyExternalMemory(memory: *mut c_void) => external::destroy;
     Cuda Counts "cuDeviceGraphMemTrim" 11040 cuDeviceGraphMemTrim(device: i32) => graph::trim;
@@ -189,8 +189,8 @@ hooks! {
     Cuda Counts "cuGraphInstantiateWithParams" 12000 cuGraphInstantiateWithParams(out: *mut u64, graph: u64, parameters: *mut c_void) => graph::instantiate_parameters;
     Cuda Counts "cuGraphInstantiateWithParams" 12000 cuGraphInstantiateWithParams_ptsz(out: *mut u64, graph: u64, parameters: *mut c_void) => graph::instantiate_parameters;
     Cuda Counts "cuGraphInstantiate" 11000 cuGraphInstantiate_v2(out: *mut u64, graph: u64, node: *mut u64, log: *mut c_char, size: usize) => graph::instantiate;
-    Cuda Counts "cuGraphLaunch" 10000 cuGraphLaunch(executable: u64, stream: u64) => graph::launch;
-    Cuda Counts "cuGraphLaunch" 10000 cuGraphLaunch_ptsz(executable: u64, stream: u64) => graph::launch;
+    Cuda Counts "cuGraphLaunch" 10000 cuGraphLaunch(executable: u64, stream: u64) => turns::graph_launch [Form::Legacy];
+    Cuda Counts "cuGraphLaunch" 10000 cuGraphLaunch_ptsz(executable: u64, stream: u64) => turns::graph_launch [Form::PerThread];
     Cuda Counts "cuGraphUpload" 11010 cuGraphUpload(executable: u64, stream: u64) => graph::launch;
     Cuda Counts "cuGraphUpload" 11010 cuGraphUpload_ptsz(executable: u64, stream: u64) => graph::launch;
     Cuda Counts "cuGreenCtxCreate" 12040 cuGreenCtxCreate(out: *mut u64, description: *mut c_void, device: i32, flags: u32) => context::create_green;
@@ -223,10 +223,10 @@ hooks! {
     Cuda Counts "cuMipmappedArrayCreate" 5000 cuMipmappedArrayCreate(out: *mut u64, descriptor: *const Descriptor3d, levels: u32) => array::create_mipmapped;
     Cuda Counts "cuMipmappedArrayDestroy" 5000 cuMipmappedArrayDestroy(array: u64) => array::destroy_mipmapped;
     Cuda Counts "cuMulticastCreate" 12010 cuMulticastCreate(out: *mut u64, properties: *const MulticastProperties) => physical::create_multicast;
-    Cuda Counts "cuStreamEndCapture" 10000 cuStreamEndCapture(stream: u64, graph: *mut u64) => graph::end_capture;
-    Cuda Counts "cuStreamEndCapture" 10000 cuStreamEndCapture_ptsz(stream: u64, graph: *mut u64) => graph::end_capture;
-    Cuda Counts "cuStreamSynchronize" 2000 cuStreamSynchronize(stream: u64) => plain::synchronize;
-    Cuda Counts "cuStreamSynchronize" 7000 cuStreamSynchronize_ptsz(stream: u64) => plain::synchronize;
+    Cuda Counts "cuStreamEndCapture" 10000 cuStreamEndCapture(stream: u64, graph: *mut u64) => turns::end_capture;
+    Cuda Counts "cuStreamEndCapture" 10000 cuStreamEndCapture_ptsz(stream: u64, graph: *mut u64) => turns::end_capture;
+    Cuda Counts "cuStreamSynchronize" 2000 cuStreamSynchronize(stream: u64) => turns::synchronize [Form::Legacy];
+    Cuda Counts "cuStreamSynchronize" 7000 cuStreamSynchronize_ptsz(stream: u64) => turns::synchronize [Form::PerThread];
     Nvml View "nvmlDeviceGetComputeRunningProcesses" 0 nvmlDeviceGetComputeRunningProcesses(device: Device, count: *mut u32, list: *mut Running1) => nvml::compute;
     Nvml View "nvmlDeviceGetComputeRunningProcesses" 0 nvmlDeviceGetComputeRunningProcesses_v2(device: Device, count: *mut u32, list: *mut Running2) => nvml::compute_v2;
     Nvml View "nvmlDeviceGetComputeRunningProcesses" 0 nvmlDeviceGetComputeRunningProcesses_v3(device: Device, count: *mut u32, list: *mut Running2) => nvml::compute_v2;
@@ -239,6 +239,7 @@ hooks! {
     Nvml Starts "nvmlDeviceGetHandleByPciBusId" 0 nvmlDeviceGetHandleByPciBusId_v2(text: *const c_char, out: *mut Device) => nvml::by_text;
     Nvml Starts "nvmlDeviceGetHandleBySerial" 0 nvmlDeviceGetHandleBySerial(text: *const c_char, out: *mut Device) => nvml::by_text;
     Nvml Starts "nvmlDeviceGetHandleByUUID" 0 nvmlDeviceGetHandleByUUID(text: *const c_char, out: *mut Device) => nvml::by_text;
+    Nvml Starts "nvmlDeviceGetHandleByUUIDV" 0 nvmlDeviceGetHandleByUUIDV(uuid: *const c_void, out: *mut Device) => nvml::by_uuid;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses(device: Device, count: *mut u32, list: *mut Running1) => nvml::other;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses_v2(device: Device, count: *mut u32, list: *mut Running2) => nvml::other_v2;
     Nvml View "nvmlDeviceGetMPSComputeRunningProcesses" 0 nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Device, count: *mut u32, list: *mut Running2) => nvml::other_v2;
@@ -257,14 +258,16 @@ pub(crate) fn find(name: &CStr) -> Option<&'static Entry> {
     }
     match TABLE.binary_search_by(|entry| entry.symbol.name.cmp(name)) {
         Ok(index) => TABLE.get(index),
-        Err(_) => swap::find_gate(name),
+        Err(_) => gates::find(name),
     }
 }
 
 /// The forms of a name that `cuGetProcAddress` may be asked for.
 pub(crate) fn forms(base: &CStr) -> impl Iterator<Item = &'static Entry> {
-    let gates = if swap::wanted() { swap::GATES } else { &[] };
-    TABLE.iter().chain(gates).filter(move |entry| entry.base == base)
+    TABLE
+        .iter()
+        .filter(move |entry| entry.base == base)
+        .chain(gates::forms(base))
 }
 
 impl Entry {
@@ -308,7 +311,7 @@ mod tests {
             let (class, name) = line.split_once(' ').unwrap();
             let found = TABLE
                 .iter()
-                .chain(swap::GATES)
+                .chain(gates::GATES)
                 .find(|entry| entry.symbol.name.to_str() == Ok(name));
             let expected = match class {
                 "counts" => Some(Class::Counts),
@@ -327,10 +330,55 @@ mod tests {
         }
         let cuda = TABLE
             .iter()
-            .chain(swap::GATES)
+            .chain(gates::GATES)
             .filter(|entry| entry.symbol.library == Library::Cuda)
             .count();
         assert_eq!(listed, cuda, "a stand-in for a name that is not listed");
+    }
+
+    #[test]
+    fn every_name_of_nvml_has_a_class_and_the_table_agrees() {
+        let mut listed = 0;
+        for line in include_str!("../nvml-classes.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+        {
+            let (class, name) = line.split_once(' ').unwrap();
+            let found = TABLE.iter().find(|entry| entry.symbol.name.to_str() == Ok(name));
+            let expected = match class {
+                "view" => Some(Class::View),
+                "starts" => Some(Class::Starts),
+                "card" | "neighbours" | "changes" | "machines" | "library" => None,
+                other => panic!("class {other} of {name}"),
+            };
+            assert_eq!(found.map(|entry| entry.class), expected, "{name}");
+            listed += usize::from(expected.is_some());
+        }
+        let nvml = TABLE
+            .iter()
+            .filter(|entry| entry.symbol.library == Library::Nvml)
+            .count();
+        assert_eq!(listed, nvml, "a stand-in for a name that is not listed");
+    }
+
+    /// The names of every release whose headers are published, by `cargo xtask names`.
+    #[test]
+    fn no_name_of_a_published_header_is_without_a_class() {
+        let words = |text: &'static str, nth: usize| {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(move |line| line.split(' ').nth(nth).unwrap())
+        };
+        for (headers, classes) in [
+            (include_str!("../data/cuda-names.txt"), include_str!("../classes.txt")),
+            (
+                include_str!("../data/nvml-names.txt"),
+                include_str!("../nvml-classes.txt"),
+            ),
+        ] {
+            let classified: std::collections::BTreeSet<_> = words(classes, 1).collect();
+            let unknown: Vec<_> = words(headers, 0).filter(|name| !classified.contains(name)).collect();
+            assert!(unknown.is_empty(), "no class for {unknown:?}");
+        }
     }
 
     #[test]

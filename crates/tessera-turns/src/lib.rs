@@ -5,8 +5,12 @@
 //! clock at the tenant's rate and is charged for the whole of a turn, the drain included, so what a long kernel takes
 //! too much is paid back later.
 //!
+//! More important tenants go first, but only within what they may use: each has an allowance that grows with its share
+//! of the wall clock and is kept for a while, and once it is used up the tenant counts among the least important. What is
+//! kept for a less important tenant it gets in short turns even so.
+//!
 //! Nothing here reads a clock, waits, or touches memory that others see: time and demand come in as arguments, the
-//! gate goes out. Priorities are not decided here.
+//! gate goes out.
 
 /// One tenant's part in the card's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +19,22 @@ pub struct Share {
     pub permille: u32,
     /// Not exceeded even while the card is otherwise idle. Without it the part is a weight among those that want to run.
     pub cap: bool,
+    /// 0 is the most important.
+    pub priority: u8,
+    /// Part of the card's time in 1/1000 that is kept while a more important tenant wants to run.
+    pub least_permille: u32,
+}
+
+/// The whole card, at the usual importance.
+impl Default for Share {
+    fn default() -> Self {
+        Self {
+            permille: 1000,
+            cap: false,
+            priority: 1,
+            least_permille: 0,
+        }
+    }
 }
 
 /// What one tenant does at this moment.
@@ -50,13 +70,48 @@ pub struct Answer {
 struct Tenant {
     share: Share,
     credit_ns: i64,
+    /// What it may use ahead of less important ones.
+    allowance_ns: i64,
+    /// What is kept for it and was not used yet.
+    kept_ns: u64,
+}
+
+/// Time of the card whose part a tenant may save to go first: an important one that sleeps may work for a while at once.
+const ALLOWANCE_NS: u64 = 500_000_000;
+/// Length of a turn that a tenant gets although a more important one wants to run.
+const KEPT_TURN_NS: u64 = 1_000_000;
+
+impl Tenant {
+    fn new(share: Share) -> Self {
+        Self {
+            share,
+            credit_ns: 0,
+            allowance_ns: part_of(ALLOWANCE_NS, share.permille),
+            kept_ns: 0,
+        }
+    }
+}
+
+/// So many 1/1000 of a time.
+fn part_of(ns: u64, permille: u32) -> i64 {
+    let part = u128::from(ns) * u128::from(permille.min(1000)) / 1000;
+    i64::try_from(part).unwrap_or(i64::MAX)
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Free,
-    Running { who: usize, since_ns: u64, until_ns: u64 },
-    Draining { who: usize, since_ns: u64 },
+    Running {
+        who: usize,
+        since_ns: u64,
+        until_ns: u64,
+        /// Given although somebody more important wants to run.
+        kept: bool,
+    },
+    Draining {
+        who: usize,
+        since_ns: u64,
+    },
 }
 
 /// The turns on one card.
@@ -73,7 +128,7 @@ impl Turns {
     /// No turn yet. `quantum_ns` is the length of a round in which each tenant has one turn.
     #[must_use]
     pub fn new(quantum_ns: u64, now_ns: u64, shares: &[Share]) -> Self {
-        let tenants = shares.iter().map(|&share| Tenant { share, credit_ns: 0 }).collect();
+        let tenants = shares.iter().map(|&share| Tenant::new(share)).collect();
         Self {
             quantum_ns: quantum_ns.max(1000),
             longest_ns: 0,
@@ -81,6 +136,69 @@ impl Turns {
             tenants,
             state: State::Free,
         }
+    }
+
+    /// Goes on with other tenants: each with its share, and the position that it had before if it was there.
+    pub fn change(&mut self, shares: &[(Share, Option<usize>)]) {
+        let moved = |who: usize| shares.iter().position(|(_, before)| *before == Some(who));
+        self.state = match self.state {
+            State::Free => State::Free,
+            State::Running {
+                who,
+                since_ns,
+                until_ns,
+                kept,
+            } => moved(who).map_or(State::Free, |who| State::Running {
+                who,
+                since_ns,
+                until_ns,
+                kept,
+            }),
+            State::Draining { who, since_ns } => {
+                moved(who).map_or(State::Free, |who| State::Draining { who, since_ns })
+            }
+        };
+        self.tenants = shares
+            .iter()
+            .map(|&(share, before)| match before.and_then(|who| self.tenants.get(who)) {
+                Some(tenant) => Tenant { share, ..*tenant },
+                None => Tenant::new(share),
+            })
+            .collect();
+    }
+
+    /// Whether a tenant may go ahead of less important ones now.
+    #[must_use]
+    pub fn goes_first(&self, who: usize) -> bool {
+        let Some(tenant) = self.tenants.get(who) else {
+            return false;
+        };
+        tenant.allowance_ns > 0
+            && self
+                .tenants
+                .iter()
+                .any(|other| other.share.priority > tenant.share.priority)
+    }
+
+    /// How important a tenant is now; one that has used up its allowance is among the least.
+    fn level(&self, who: usize) -> u8 {
+        self.tenants.get(who).map_or(u8::MAX, |tenant| {
+            if tenant.allowance_ns > 0 {
+                tenant.share.priority
+            } else {
+                let priorities = self.tenants.iter().map(|other| other.share.priority);
+                priorities.max().unwrap_or(u8::MAX)
+            }
+        })
+    }
+
+    /// The best level among those that want to run.
+    fn best_level(&self, of: &impl Fn(usize) -> Demand) -> u8 {
+        (0..self.tenants.len())
+            .filter(|&who| of(who).queued || of(who).in_flight)
+            .map(|who| self.level(who))
+            .min()
+            .unwrap_or(u8::MAX)
     }
 
     /// Decides. `demand` has one entry for each tenant, in the order of the shares; one that is missing wants nothing.
@@ -93,13 +211,20 @@ impl Turns {
             who,
             since_ns,
             until_ns,
+            kept,
         } = self.state
         {
-            if now_ns < until_ns && of(who).queued {
+            let outranked = self.best_level(&of) < self.level(who) && !kept;
+            if now_ns < until_ns && of(who).queued && !outranked {
                 return Answer {
                     gate: Gate::Turn(who),
                     ask_at_ns: Some(until_ns),
                 };
+            }
+            if of(who).queued && !outranked && !kept && self.nobody_else(who, &of) {
+                // The next turn would be the same one's; no drain in between.
+                self.charge(who, now_ns.saturating_sub(since_ns));
+                return self.begin(who, now_ns, false, &of);
             }
             self.state = State::Draining { who, since_ns };
         }
@@ -114,6 +239,27 @@ impl Turns {
             self.state = State::Free;
         }
         self.choose(now_ns, &of)
+    }
+
+    /// Whether a tenant has to wait even if it may go first: its turn is draining, or another one's cannot be cut.
+    #[must_use]
+    pub fn holds_back(&self, who: usize) -> bool {
+        match self.state {
+            State::Free => false,
+            State::Running { who: holder, kept, .. } => kept && holder != who,
+            State::Draining { who: holder, .. } => holder == who,
+        }
+    }
+
+    /// Whether the next turn is sure to be this tenant's again: it has no cap, and nobody else may be chosen.
+    fn nobody_else(&self, who: usize, of: &impl Fn(usize) -> Demand) -> bool {
+        let level = self.level(who);
+        self.tenants.get(who).is_some_and(|tenant| !tenant.share.cap)
+            && !self.tenants.iter().enumerate().any(|(other, tenant)| {
+                let wants = of(other).queued || of(other).in_flight;
+                let chosen = self.level(other) <= level || tenant.kept_ns >= KEPT_TURN_NS;
+                other != who && wants && chosen
+            })
     }
 
     fn rate(tenant: &Tenant) -> u64 {
@@ -155,6 +301,17 @@ impl Turns {
                 let credit = tenant.credit_ns.saturating_add(more);
                 // Who wants nothing saves nothing; its debts stay until time has paid them.
                 tenant.credit_ns = credit.min(if wants { most } else { 0 });
+                let rate = tenant.share.permille;
+                tenant.allowance_ns = tenant
+                    .allowance_ns
+                    .saturating_add(part_of(passed_ns, rate))
+                    .min(part_of(ALLOWANCE_NS, rate));
+                let kept = u64::try_from(part_of(passed_ns, tenant.share.least_permille)).unwrap_or(0);
+                tenant.kept_ns = if wants {
+                    tenant.kept_ns.saturating_add(kept).min(2 * KEPT_TURN_NS)
+                } else {
+                    0
+                };
             }
         }
     }
@@ -162,14 +319,21 @@ impl Turns {
     fn charge(&mut self, who: usize, ns: u64) {
         self.longest_ns = self.longest_ns.max(ns);
         if let Some(tenant) = self.tenants.get_mut(who) {
-            tenant.credit_ns = tenant.credit_ns.saturating_sub(i64::try_from(ns).unwrap_or(i64::MAX));
+            let used = i64::try_from(ns).unwrap_or(i64::MAX);
+            tenant.credit_ns = tenant.credit_ns.saturating_sub(used);
+            tenant.allowance_ns = tenant
+                .allowance_ns
+                .saturating_sub(used)
+                .max(-part_of(ALLOWANCE_NS, 1000));
+            tenant.kept_ns = tenant.kept_ns.saturating_sub(ns);
         }
     }
 
     fn choose(&mut self, now_ns: u64, of: &impl Fn(usize) -> Demand) -> Answer {
         let mut wanting = 0_usize;
         let mut capped = false;
-        let mut best: Option<(i128, usize)> = None;
+        let top = self.best_level(of);
+        let mut best: Option<(bool, i128, usize)> = None;
         let mut next_ns: Option<u64> = None;
         for (who, tenant) in self
             .tenants
@@ -182,6 +346,11 @@ impl Turns {
             if !of(who).queued {
                 continue;
             }
+            let outranked = self.level(who) > top;
+            let kept = outranked && tenant.kept_ns >= KEPT_TURN_NS;
+            if outranked && !kept {
+                continue;
+            }
             let turn_ns = self.part(who, self.quantum_ns, of);
             if tenant.share.cap && tenant.credit_ns < turn_ns {
                 let missing = u64::try_from(turn_ns.saturating_sub(tenant.credit_ns)).unwrap_or(0);
@@ -191,8 +360,8 @@ impl Turns {
                 continue;
             }
             let level = i128::from(tenant.credit_ns) * i128::from(self.whole(who, of)) / i128::from(Self::rate(tenant));
-            if best.is_none_or(|(most, _)| level > most) {
-                best = Some((level, who));
+            if best.is_none_or(|(short, most, _)| (kept, level) > (short, most)) {
+                best = Some((kept, level, who));
             }
         }
         if wanting <= 1 && !capped {
@@ -201,18 +370,27 @@ impl Turns {
                 ask_at_ns: None,
             };
         }
-        let Some((_, who)) = best else {
+        let Some((kept, _, who)) = best else {
             return Answer {
                 gate: Gate::Held,
                 ask_at_ns: next_ns,
             };
         };
-        let length = u64::try_from(self.part(who, self.quantum_ns, of)).unwrap_or(0).max(1);
+        self.begin(who, now_ns, kept, of)
+    }
+
+    fn begin(&mut self, who: usize, now_ns: u64, kept: bool, of: &impl Fn(usize) -> Demand) -> Answer {
+        let length = if kept {
+            KEPT_TURN_NS
+        } else {
+            u64::try_from(self.part(who, self.quantum_ns, of)).unwrap_or(0).max(1)
+        };
         let until_ns = now_ns.saturating_add(length);
         self.state = State::Running {
             who,
             since_ns: now_ns,
             until_ns,
+            kept,
         };
         Answer {
             gate: Gate::Turn(who),

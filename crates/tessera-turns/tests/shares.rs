@@ -53,7 +53,14 @@ fn run(shares: &[Share], kernels: &[u64], total: u64) -> Vec<u64> {
 }
 
 fn check(parts: &[u32], cap: bool, kernels: &[u64], error: u64) {
-    let shares: Vec<_> = parts.iter().map(|&permille| Share { permille, cap }).collect();
+    let shares: Vec<_> = parts
+        .iter()
+        .map(|&permille| Share {
+            permille,
+            cap,
+            ..Share::default()
+        })
+        .collect();
     let got = run(&shares, kernels, 10 * SECOND);
     let sum: u64 = got.iter().sum();
     for (part, got) in parts.iter().zip(&got) {
@@ -93,7 +100,7 @@ fn a_weight_alone_has_the_card_without_turns() {
         0,
         &[Share {
             permille: 300,
-            cap: false,
+            ..Share::default()
         }; 2],
     );
     let only = [
@@ -104,4 +111,107 @@ fn a_weight_alone_has_the_card_without_turns() {
         Demand::default(),
     ];
     assert_eq!(turns.step(0, &only).gate, Gate::Open);
+}
+
+fn wants(queued: bool, in_flight: bool) -> Demand {
+    Demand { queued, in_flight }
+}
+
+fn high_and_low(permille: u32) -> [Share; 2] {
+    [
+        Share {
+            permille,
+            priority: 0,
+            ..Share::default()
+        },
+        Share {
+            least_permille: 10,
+            ..Share::default()
+        },
+    ]
+}
+
+#[test]
+fn a_more_important_tenant_ends_a_turn_at_once_and_goes_next() {
+    let mut turns = Turns::new(10_000_000, 0, &high_and_low(1000));
+    let low = [wants(false, false), wants(true, true)];
+    assert_eq!(turns.step(0, &low).gate, Gate::Open);
+    let both = [wants(true, false), wants(true, true)];
+    assert_eq!(
+        turns.step(1_000, &both).gate,
+        Gate::Turn(0),
+        "nothing was given away before"
+    );
+    turns.step(10_000, &low);
+    assert_eq!(
+        turns.step(20_000, &[wants(false, false), wants(true, false)]).gate,
+        Gate::Open
+    );
+    let mut turns = Turns::new(
+        10_000_000,
+        0,
+        &[Share::default(), Share::default(), high_and_low(1000)[0]],
+    );
+    let two = [wants(true, false), wants(true, false), wants(false, false)];
+    let Gate::Turn(who) = turns.step(0, &two).gate else {
+        panic!("two want to run");
+    };
+    let mut three = two;
+    three[2].queued = true;
+    three[who].in_flight = true;
+    assert_eq!(turns.step(100_000, &three).gate, Gate::Held, "the turn ends and drains");
+    three[who].in_flight = false;
+    assert_eq!(turns.step(200_000, &three).gate, Gate::Turn(2));
+}
+
+/// Parts in 1/1000 of two tenants that always want to run, over some seconds.
+fn parts(shares: &[Share]) -> Vec<u64> {
+    let (mut turns, mut now) = (Turns::new(10_000_000, 0, shares), 0);
+    let mut busy = vec![0; shares.len()];
+    let all = vec![wants(true, false); shares.len()];
+    while now < 20 * SECOND {
+        let answer = turns.step(now, &all);
+        let Gate::Turn(who) = answer.gate else {
+            panic!("{answer:?}");
+        };
+        let until = answer.ask_at_ns.expect("a turn ends").max(now + 1);
+        busy[who] += until - now;
+        now = until;
+    }
+    busy.iter().map(|ns| ns * 1000 / now).collect()
+}
+
+#[test]
+fn what_is_kept_for_the_less_important_is_given() {
+    let got = parts(&high_and_low(1000));
+    assert!(got[1].abs_diff(10) <= 1, "{got:?}");
+}
+
+#[test]
+fn who_wants_to_go_first_for_ever_uses_up_its_own_share() {
+    let got = parts(&high_and_low(300));
+    // 300 of 1000 and an equal weight in what is left; never all of it.
+    assert!(got[1] > 400, "{got:?}");
+    assert!(got[0] >= 230, "{got:?}");
+}
+
+#[test]
+fn debts_and_the_present_turn_survive_a_change_of_tenants() {
+    let half = Share {
+        permille: 500,
+        ..Share::default()
+    };
+    let mut turns = Turns::new(10_000_000, 0, &[half, half]);
+    let both = [wants(true, false); 2];
+    let Gate::Turn(first) = turns.step(0, &both).gate else {
+        panic!("two want to run");
+    };
+    turns.change(&[(half, None), (half, Some(first)), (half, Some(1 - first))]);
+    let three = [wants(false, false), wants(true, false), wants(true, false)];
+    assert_eq!(turns.step(1_000_000, &three).gate, Gate::Turn(1), "its turn goes on");
+    assert_eq!(
+        turns.step(100_000_000, &three).gate,
+        Gate::Turn(2),
+        "what it took too much is owed"
+    );
 }

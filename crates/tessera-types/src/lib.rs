@@ -12,6 +12,7 @@ mod id;
 mod policy;
 mod reason;
 mod request;
+mod rule;
 mod small;
 mod usage;
 
@@ -23,5 +24,6 @@ pub use id::{CardId, IdError, Keyword, NodeName, PodId, PodUid};
 pub use policy::{CardOrder, CardPolicy, NodePolicy, Weights, WeightsError};
 pub use reason::{Dimension, NodeRefusal, Reason, ReasonKind};
 pub use request::{Ask, ContainerDemand, ContainerRole, Demand, MemoryAsk, Selection};
+pub use rule::{CardRule, RULE_BYTES_MAX, RULE_DEPTH_MAX, RuleError};
 pub use small::SmallMap;
 pub use usage::{CardUsage, PodUsage, effective_usage};

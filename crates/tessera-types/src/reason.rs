@@ -23,6 +23,8 @@ pub enum ReasonKind {
     CardMode,
     /// The id is not among those asked for.
     IdMismatch,
+    /// The pod's own rule refuses the card.
+    RuleMismatch,
     /// All slots are taken.
     SlotsExhausted,
     /// All compute is promised, so not even a task without a claim is admitted.
@@ -82,7 +84,7 @@ impl ReasonKind {
             Self::QosMismatch => "CardQosPolicyMismatch",
             Self::AppClassMismatch => "CardAppClassMismatch",
             Self::UnhealthyCard => "CardUnhealthy",
-            Self::ClassRule => "CardNotFoundCustomFilterRule",
+            Self::ClassRule | Self::RuleMismatch => "CardNotFoundCustomFilterRule",
             Self::NoPlacement => "CardMigTopologyInfeasible",
             Self::QuotaShort => "ResourceQuotaNotFit",
             Self::TooFewFit => "AllocatedCardsInsufficientRequest",
@@ -100,6 +102,7 @@ impl ReasonKind {
             Self::ModelMismatch => "model-mismatch",
             Self::ModeMismatch | Self::CardMode => "mode-mismatch",
             Self::IdMismatch => "id-mismatch",
+            Self::RuleMismatch => "rule-mismatch",
             Self::SlotsExhausted => "slots-exhausted",
             Self::ComputeExhausted => "compute-exhausted",
             Self::MemoryShort => "memory-short",

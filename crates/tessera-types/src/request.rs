@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CardPolicy, Cores, Keyword, Mib, NodePolicy, PodId, Weights};
+use crate::{CardPolicy, CardRule, Cores, Keyword, Mib, NodePolicy, PodId, Weights};
 
 /// How much memory of each card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,6 +105,9 @@ pub struct Demand {
     /// What classes asked for want to know of the pod when others share its cards.
     #[serde(default)]
     pub facts: BTreeMap<Keyword, BTreeMap<String, String>>,
+    /// Which cards the pod accepts, whatever their class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<CardRule>,
     /// The pod's own node policy, if it names one.
     pub node_policy: Option<NodePolicy>,
     /// The pod's own card policy, if it names one.

@@ -72,6 +72,8 @@ pub const TESSERA_MEMORY: &str = "tessera.dev/memory";
 pub const TESSERA_CORES: &str = "tessera.dev/cores";
 /// Pod annotation: the classes that the image supports, the preferred first.
 pub const TESSERA_VENDORS: &str = "tessera.dev/vendors";
+/// Pod annotation: which cards the pod accepts, as an expression over what nodes register of them.
+pub const TESSERA_CARD_RULE: &str = "tessera.dev/card-rule";
 /// Pod annotation: what the common request became, as JSON.
 pub const TESSERA_TRANSLATED: &str = "tessera.dev/translated";
 /// Pod label: which part of Tessera the pod is.
@@ -105,7 +107,7 @@ pub const ALLOCATION_KEYS: [&str; 6] = [
 ];
 
 /// Pod annotations that a user may write, for finding mistyped ones. Other classes add theirs.
-pub const USER_KEYS: [&str; 11] = [
+pub const USER_KEYS: [&str; 12] = [
     USE_GPU_TYPE,
     NOUSE_GPU_TYPE,
     USE_GPU_UUID,
@@ -116,6 +118,7 @@ pub const USER_KEYS: [&str; 11] = [
     GPU_POLICY,
     SCORING_WEIGHTS,
     TESSERA_VENDORS,
+    TESSERA_CARD_RULE,
     TESSERA_TRANSLATED,
 ];
 
@@ -129,6 +132,8 @@ pub mod events {
     pub const BINDING_SUCCEED: &str = "BindingSucceed";
     /// The pod could not be bound.
     pub const BINDING_FAILED: &str = "BindingFailed";
+    /// On a node: what it says of its cards cannot be used.
+    pub const CARDS_UNUSABLE: &str = "CardsUnusable";
 }
 
 /// Whether a pod annotation records an allocation, of any class: the fixed keys and every

@@ -78,7 +78,7 @@ impl Book {
                 })
                 .collect();
             let allocation = Allocation {
-                classes: [(class.clone(), entries)].into(),
+                classes: [(class.clone(), entries)].into_iter().collect(),
                 mig: Vec::new(),
             };
             let usage = effective_usage(&allocation, &known.view.roles(), known.view.init_done);

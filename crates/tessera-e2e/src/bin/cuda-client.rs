@@ -13,12 +13,17 @@
 //! | `@new VAR SIZE` | a zeroed block; `@set VAR AT SIZE VALUE`, `@get VAR AT SIZE` |
 //! | `@repeat N NAME ARG...` | how many of n calls returned 0 |
 //! | `@threads T N NAME ARG...` | the same from so many threads at once, together |
+//! | `@var VAR VALUE` | sets a variable |
+//! | `@open VAR PATH` | opens a file; its number |
+//! | `@handle NAME OUT BLOCK FLAGS` | a call whose second argument is a block of 64 bytes, passed by value |
 //! | `@fork COMMAND` | the answer that a forked child gives |
+//! | `@child IN OUT` | forks a child that goes on with these two pipes as its input and output; its pid |
+//! | `@exit HOW` | ends the program by `exit` or `_exit` |
 //! | `@exec` | starts this program anew in the same process |
 //! | `@umask`, `@handler SIGNAL`, `@pid` | what the process looks like |
 //!
 //! Arguments: numbers, with `KiB`, `MiB`, `GiB`; `null`; `&x` a reference to an eight-byte variable; `$x` its value, `$x+n` more;
-//! `*x` the address of a block; `"text` a string.
+//! `*x` the address of a block; `@x` the address of a variable; `"text` a string.
 
 #![allow(
     unsafe_code,
@@ -162,6 +167,22 @@ impl Client {
                     .to_string())
             }
             ("@threads", [threads, times, name, arguments @ ..]) => self.threads(threads, times, name, arguments),
+            ("@var", [variable, value]) => {
+                let value = self.value(value)?;
+                **self.variables.entry((*variable).to_owned()).or_default() = value;
+                Ok("ok".into())
+            }
+            ("@open", [variable, path]) => {
+                let path = CString::new(*path).map_err(|e| e.to_string())?;
+                let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR) };
+                let fd = u64::try_from(fd).map_err(|_| std::io::Error::last_os_error().to_string())?;
+                **self.variables.entry((*variable).to_owned()).or_default() = fd;
+                Ok("ok".into())
+            }
+            ("@handle", [name, out, block, flags]) => self.with_handle(name, out, block, flags),
+            ("@child", [input, output]) => child(input, output),
+            ("@exit", ["exit"]) => unsafe { libc::exit(0) },
+            ("@exit", _) => unsafe { libc::_exit(0) },
             ("@fork", _) => self.fork(rest),
             ("@exec", _) => {
                 let path = c"/proc/self/exe";
@@ -248,6 +269,24 @@ impl Client {
         })
     }
 
+    fn with_handle(&mut self, name: &str, out: &str, block: &str, flags: &str) -> Result<String, String> {
+        #[repr(C)]
+        struct Handle([u64; 8]);
+        let call = function(name)?;
+        let call = unsafe { std::mem::transmute::<Function, unsafe extern "C" fn(u64, Handle, u32) -> i32>(call) };
+        let arguments = self.arguments(&[out])?;
+        let mut handle = Handle([0; 8]);
+        let block = self.blocks.get(block).ok_or_else(|| format!("no block {block}"))?;
+        handle.0.iter_mut().zip(block).for_each(|(place, word)| *place = *word);
+        let flags = u32::try_from(number(flags)?).map_err(|e| e.to_string())?;
+        let code = unsafe { call(arguments.words[0], handle, flags) };
+        let mut answer = code.to_string();
+        for name in &arguments.written {
+            write!(answer, " {name}={}", self.variable(name)).map_err(|e| e.to_string())?;
+        }
+        Ok(answer)
+    }
+
     fn threads(&mut self, threads: &str, times: &str, name: &str, arguments: &[&str]) -> Result<String, String> {
         let (call, arguments) = (function(name)?, self.arguments(arguments)?);
         let (threads, times) = (number(threads)?, number(times)?);
@@ -332,6 +371,10 @@ impl Client {
                 let block = self.blocks.get_mut(name).ok_or_else(|| format!("no block {name}"))?;
                 u64::try_from(block.as_mut_ptr().expose_provenance()).map_err(|e| e.to_string())
             }
+            Some(("@", name)) => {
+                let variable = self.variables.entry(name.to_owned()).or_default();
+                u64::try_from(ptr::from_mut(variable.as_mut()).expose_provenance()).map_err(|e| e.to_string())
+            }
             Some(("\"", text)) => {
                 let string = CString::new(text).map_err(|e| e.to_string())?;
                 let address = u64::try_from(string.as_ptr().expose_provenance()).map_err(|e| e.to_string())?;
@@ -352,6 +395,28 @@ impl Client {
         let at = usize::try_from(number(at)?).map_err(|e| e.to_string())?;
         let size = usize::try_from(number(size)?).map_err(|e| e.to_string())?;
         bytes.get_mut(at..at + size).ok_or_else(|| "outside the block".into())
+    }
+}
+
+/// In the parent the pid of the child, which from now on reads and writes the two pipes.
+fn child(input: &str, output: &str) -> Result<String, String> {
+    let open = |path: &str, flags| {
+        let path = CString::new(path).map_err(|e| e.to_string())?;
+        match unsafe { libc::open(path.as_ptr(), flags) } {
+            -1 => Err(std::io::Error::last_os_error().to_string()),
+            fd => Ok(fd),
+        }
+    };
+    match unsafe { libc::fork() } {
+        0 => {
+            let ends = open(input, libc::O_RDONLY).and_then(|i| open(output, libc::O_WRONLY).map(|o| (i, o)));
+            let Ok((input, output)) = ends else {
+                unsafe { libc::_exit(1) }
+            };
+            unsafe { (libc::dup2(input, 0), libc::dup2(output, 1)) };
+            Ok("ok".into())
+        }
+        child => Ok(child.to_string()),
     }
 }
 

@@ -25,9 +25,27 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tessera_region::{CardGrant, Grant, GrantId, GrantState, fs};
+use tessera_region::{CardGrant, Grant, GrantId, GrantState, fs, turns_host::TurnsHost};
 
-const CALLS: [&str; 4] = ["alloc-free", "launch", "graph-launch", "memory-info"];
+/// What is called, and by a container with which grant.
+const CALLS: [(&str, Kind); 7] = [
+    ("alloc-free", Kind::Memory),
+    ("launch", Kind::Memory),
+    ("graph-launch", Kind::Memory),
+    ("memory-info", Kind::Memory),
+    ("launch", Kind::Cores),
+    ("stream-launch", Kind::Cores),
+    ("graph-launch", Kind::Cores),
+];
+
+/// What the grant limits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Memory alone.
+    Memory,
+    /// The time on the card too; the gate is open, and kernels take 10 us.
+    Cores,
+}
 const UUID: &str = "GPU-11111111-1111-1111-1111-111111111111";
 
 fn main() -> Result<()> {
@@ -64,13 +82,17 @@ fn run_loop(call: &str, times: u64) -> Result<()> {
         "context"
     );
     ensure!(unsafe { one("cuCtxSetCurrent")?(context) } == 0, "context");
-    let total_address = u64::try_from((&raw mut total).expose_provenance())?;
+    let mut stream = 0_u64;
     let none = ptr::null_mut();
+    if call == "stream-launch" {
+        ensure!(unsafe { two("cuStreamCreate")?(&raw mut stream, 0) } == 0, "stream");
+    }
+    let total_address = u64::try_from((&raw mut total).expose_provenance())?;
     let start = Instant::now();
     for _ in 0..times {
         let code = match call {
             "alloc-free" => unsafe { alloc(&raw mut pointer, 4096) | free(pointer) },
-            "launch" => unsafe { launch(1, 1, 1, 1, 1, 1, 1, 0, 0, none, none) },
+            "launch" | "stream-launch" => unsafe { launch(1, 1, 1, 1, 1, 1, 1, 0, stream, none, none) },
             "graph-launch" => unsafe { graph(ptr::without_provenance_mut(1), 0) },
             "memory-info" => unsafe { info(&raw mut pointer, total_address) },
             other => bail!("no call {other}"),
@@ -108,20 +130,36 @@ fn report(library: &Path) -> Result<()> {
         "compiling the driver"
     );
 
-    let mut grant = Grant::new(GrantId::from_bytes([1; 16]), "", "")?;
-    grant.state = GrantState::Sealed;
-    grant.push_card(CardGrant::with_memory(UUID, 8 << 30)?)?;
-    let dir = fs::create_grant_dir(&work.path().join("grants"), &grant)?;
+    let grant = |number: u8, kind: Kind| -> Result<fs::GrantDir> {
+        let mut grant = Grant::new(GrantId::from_bytes([number; 16]), "", "")?;
+        grant.state = GrantState::Sealed;
+        let mut card = CardGrant::with_memory(UUID, 8 << 30)?;
+        if kind == Kind::Cores {
+            card.cores_permille = 300;
+        }
+        grant.push_card(card)?;
+        let dir = fs::create_grant_dir(&work.path().join("grants"), &grant)?;
+        if kind == Kind::Cores {
+            // As if an agent were heard all the time.
+            TurnsHost::open(&dir)?.beat(u64::MAX);
+        }
+        Ok(dir)
+    };
+    let (memory, cores) = (grant(1, Kind::Memory)?, grant(2, Kind::Cores)?);
 
     let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
     println!(
-        "{:<14} {:>16} {:>16} {:>10} {:>12}",
+        "{:<22} {:>16} {:>16} {:>10} {:>12}",
         "call", "instructions", "with library", "added", "added ns"
     );
-    for call in CALLS {
+    for (call, kind) in CALLS {
+        let (dir, name) = match kind {
+            Kind::Memory => (&memory, call.to_owned()),
+            Kind::Cores => (&cores, format!("{call}, cores")),
+        };
         let measure = |with: bool| Setup {
             work: work.path(),
-            dir: &dir,
+            dir,
             library: with.then_some(library),
             call,
         };
@@ -132,7 +170,7 @@ fn report(library: &Path) -> Result<()> {
         };
         let added = shim.nanoseconds()? - bare.nanoseconds()?;
         println!(
-            "{call:<14} {without:>16.1} {with:>16.1} {:>10.1} {added:>12.1}",
+            "{name:<22} {without:>16.1} {with:>16.1} {:>10.1} {added:>12.1}",
             with - without
         );
     }

@@ -22,3 +22,15 @@ API cuMemFree_v2(uint64_t pointer) { return 0; }
 API cuGraphLaunch(uint64_t graph, uint64_t stream) { return 0; }
 API cuLaunchKernel(uint64_t function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, uint64_t stream, void **parameters, void **extra) { return 0; }
+API cuStreamCreate(uint64_t *stream, unsigned flags) { *stream = 0x2000; return 0; }
+API cuMemHostRegister_v2(uint64_t host, size_t size, unsigned flags) { return 0; }
+API cuMemHostGetDevicePointer_v2(uint64_t *device, uint64_t host, unsigned flags) { *device = host; return 0; }
+API cuStreamWriteValue64_v2(uint64_t stream, uint64_t address, uint64_t value, unsigned flags) {
+    *(volatile uint64_t *)address = value;
+    return 0;
+}
+API cuEventCreate(uint64_t *event, unsigned flags) { *event = 0x3000; return 0; }
+API cuEventDestroy_v2(uint64_t event) { return 0; }
+API cuEventRecord(uint64_t event, uint64_t stream) { return 0; }
+API cuEventQuery(uint64_t event) { return 0; }
+API cuEventElapsedTime(float *ms, uint64_t start, uint64_t end) { *ms = 0.010f; return 0; }

@@ -408,6 +408,38 @@ fn annotations() -> Vec<Row> {
             "annotation `hami.io/device-scoring-weights`: all weights are 0; at least one must be positive"
         ),
         row!(
+            "card-rule-name",
+            REFUSED,
+            refused,
+            "tessera.dev/card-rule",
+            "modle.contains('A100')",
+            "annotation `tessera.dev/card-rule`: column 1: `modle` is no attribute of a card; there are vendor, model, id, mode, memory, cores, slots, index, numa, links, custom; did you mean `model`?"
+        ),
+        row!(
+            "card-rule-kind",
+            REFUSED,
+            refused,
+            "tessera.dev/card-rule",
+            "memory >= '40Gi'",
+            "annotation `tessera.dev/card-rule`: column 11: a number is compared with a text; write the number without quotes; write for example model.contains('A100') && memory >= 40Gi"
+        ),
+        row!(
+            "card-rule-fraction",
+            REFUSED,
+            refused,
+            "tessera.dev/card-rule",
+            "memory >= 39.5Gi",
+            "annotation `tessera.dev/card-rule`: column 13: a fraction is not read; write it in a smaller unit, as 1536Mi for 1.5Gi; write for example model.contains('A100') && memory >= 40Gi"
+        ),
+        row!(
+            "card-rule-open",
+            REFUSED,
+            refused,
+            "tessera.dev/card-rule",
+            "model == 'A100",
+            "annotation `tessera.dev/card-rule`: column 10: this text is not closed; write for example model.contains('A100') && memory >= 40Gi"
+        ),
+        row!(
             "forged",
             WARNED,
             warned,

@@ -293,7 +293,7 @@ fn broken_register(maker: &'static Maker, register: &str) -> Made {
     Made {
         maker,
         did: format!("`{key}` is `{register}`"),
-        place: "scheduler's log, `tessera_unreadable_objects`, event of pods that wait",
+        place: "scheduler's log, `tessera_unreadable_objects`, events of the node and of pods that wait",
         message: problems,
         silent: false,
         names: vec![key.to_owned()],

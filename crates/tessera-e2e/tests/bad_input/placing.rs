@@ -260,7 +260,7 @@ fn bad_register(register: &str) -> String {
 
 pub(crate) fn nodes() -> Part {
     const LOG: &str = "scheduler's log (`An object cannot be used as it is; correct or remove what is named.`), \
-                       `tessera_unreadable_objects`, event of pods that wait";
+                       `tessera_unreadable_objects`, events of the node and of pods that wait";
     Part {
         title: "A node or a running pod carries a wrong text",
         about: "Only the node, or the cards, that the text is about get no new pods; all others go on, and what runs \

@@ -98,6 +98,15 @@ impl Machine {
 
     /// A machine with more lines of description in front, and cards of so many MiB.
     pub fn described(head: &str, cards: usize, memory_mib: u64, context_mib: u64) -> Self {
+        Self::with_cards(
+            head,
+            cards,
+            &format!("memory_mib: {memory_mib}, reserved_mib: 0, context_mib: {context_mib}"),
+        )
+    }
+
+    /// A machine with more lines of description in front, and cards of this kind.
+    pub fn with_cards(head: &str, cards: usize, kind: &str) -> Self {
         // In memory: the state of the machine is a large file with few bytes in it.
         let root = tempfile::tempdir_in("/dev/shm").unwrap();
         let description = root.path().join("cards.yaml");
@@ -106,11 +115,7 @@ impl Machine {
             .collect();
         let text: String = uuids
             .iter()
-            .map(|uuid| {
-                format!(
-                    "  - {{model: V100-PCIE-32GB, uuid: {uuid}, memory_mib: {memory_mib}, reserved_mib: 0, context_mib: {context_mib}}}\n"
-                )
-            })
+            .map(|uuid| format!("  - {{model: V100-PCIE-32GB, uuid: {uuid}, {kind}}}\n"))
             .collect();
         std::fs::write(&description, format!("{head}cards:\n{text}")).unwrap();
         let driver = root.path().join("driver");
@@ -130,7 +135,7 @@ impl Machine {
         self.root.path().join("driver")
     }
 
-    fn grants(&self) -> PathBuf {
+    pub fn grants(&self) -> PathBuf {
         self.root.path().join("grants")
     }
 

@@ -1,5 +1,5 @@
 //! Makes machines and clients of them.
-#![allow(dead_code, missing_docs, unreachable_pub)] // each test uses a part
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,20 @@
 //! The protocols under the model checker: every interleaving of two or three threads.
+//!
+//! `cargo xtask models` runs them. Each says which promise it is about:
+//!
+//! - the total is never below what is held, never above the limit, and a refusal changes nothing;
+//! - after a death at any step one reap makes the total what the living hold, and a reaper's death is no exception;
+//! - nobody waits for anybody, and the place of a live process is its own until it ends.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use loom::{sync::Arc, thread};
 
 use super::*;
+use crate::sync::model::loads_are_changes;
 
 fn word() -> AtomicU64 {
     AtomicU64::new(0)
@@ -47,10 +59,25 @@ fn owner(pid: u32) -> Owner {
     Owner::new(pid, 1, 1).unwrap()
 }
 
+/// Tries a model in every order, with both ways of reading a word.
 fn explore(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let model = std::sync::Arc::new(model);
+    for changes in [true, false] {
+        loads_are_changes(changes);
+        let runs = std::sync::Arc::new(AtomicUsize::new(0));
+        let (one, count) = (std::sync::Arc::clone(&model), std::sync::Arc::clone(&runs));
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.max_branches = 20_000;
+        builder.check(move || {
+            count.fetch_add(1, SeqCst);
+            one();
+        });
+        // One order is no model.
+        assert!(runs.load(SeqCst) > 1 || !changes);
+    }
 }
 
 #[test]
@@ -82,7 +109,7 @@ fn a_request_that_fits_is_not_refused_because_of_one_that_does_not() {
         let greedy = thread::spawn(move || other.reserve(slot, 0, 500, 100).is_ok());
         assert!(account.reserve(slot, 0, 100, 100).is_ok());
         assert!(!greedy.join().unwrap());
-        assert_eq!(account.used(0), 100);
+        assert_eq!((account.used(0), account.held(slot, 0)), (100, 100));
     });
 }
 
@@ -166,5 +193,156 @@ fn two_recounts_take_a_leak_off_once() {
         let second = second.join().unwrap();
         assert_eq!(first.unwrap_or(0) + second.unwrap_or(0), 33);
         assert_eq!(account.used(0), 10);
+    });
+}
+
+#[test]
+fn a_total_is_never_below_what_is_held() {
+    explore(|| {
+        let account = Arc::new(account());
+        let slot = account.attach(owner(1)).unwrap();
+        let other = Arc::clone(&account);
+        let worker = thread::spawn(move || other.reserve(slot, 0, 60, 100).is_ok());
+        // Held first: what it shows was in the total before.
+        let held = account.held(slot, 0);
+        assert!(account.used(0) >= held);
+        assert!(worker.join().unwrap());
+        let other = Arc::clone(&account);
+        let worker = thread::spawn(move || other.release(slot, 0, 60));
+        // Total first: what is still held was in it then.
+        let total = account.used(0);
+        assert!(total >= account.held(slot, 0));
+        worker.join().unwrap();
+        assert_eq!((account.used(0), account.held(slot, 0)), (0, 0));
+    });
+}
+
+#[test]
+fn newcomers_share_no_slot_and_keep_theirs() {
+    explore(|| {
+        let account = Arc::new(account());
+        let first = account.attach(owner(1)).unwrap();
+        // All begin their search at the same place.
+        let threads: Vec<_> = [4, 7]
+            .map(|pid| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || (pid, account.attach(owner(pid)).unwrap()))
+            })
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        for (pid, slot) in &threads {
+            assert_eq!(account.owner(*slot), Some(owner(*pid)));
+        }
+        assert_ne!(threads[0].1, threads[1].1);
+        assert_eq!(account.owner(first), Some(owner(1)));
+        assert!(account.attach(owner(9)).is_none(), "there are three places");
+    });
+}
+
+#[test]
+fn the_last_place_goes_to_one_of_two() {
+    explore(|| {
+        let account = Arc::new(account());
+        account.attach(owner(1)).unwrap();
+        account.attach(owner(2)).unwrap();
+        let other = Arc::clone(&account);
+        let rival = thread::spawn(move || other.attach(owner(3)).is_some());
+        let here = account.attach(owner(6)).is_some();
+        assert!(here ^ rival.join().unwrap());
+    });
+}
+
+#[test]
+fn a_reaper_that_died_is_succeeded() {
+    explore(|| {
+        let account = Arc::new(account());
+        let dead = account.attach(owner(9)).unwrap();
+        account.reserve(dead, 0, 40, 100).unwrap();
+        // As the death of a reaper leaves it, between taking the bytes from their holder and from the total: its own
+        // place shows an operation under way, and the place that it claimed bears its name.
+        let reaper = account.attach(owner(8)).unwrap();
+        account.owners[usize::from(dead.number())].store(owner(8).reaping_word(), Ordering::Release);
+        begin(&account.slots[usize::from(reaper.number())]);
+        account.slots[usize::from(dead.number())].cards[0]
+            .held
+            .store(0, Ordering::Release);
+        let slot = account.attach(owner(1)).unwrap();
+        let other = Arc::clone(&account);
+        let worker = thread::spawn(move || other.reserve(slot, 0, 10, 100).unwrap());
+        let alive = |who: Owner| who.pid() == 1;
+        account.reap(slot, owner(1), alive);
+        worker.join().unwrap();
+        // The worker may have been busy through all tries of the first.
+        account.reap(slot, owner(1), alive);
+        assert_eq!((account.used(0), account.held(slot, 0)), (10, 10));
+        assert_eq!(account.owner(dead), None);
+        assert_eq!(account.owner(reaper), None);
+    });
+}
+
+#[test]
+fn an_operation_that_never_ends_stops_nobody() {
+    explore(|| {
+        let account = Arc::new(account());
+        let stopped = account.attach(owner(9)).unwrap();
+        // Stopped, not dead, in the middle of a reservation.
+        begin(&account.slots[usize::from(stopped.number())]);
+        account.ledgers[0].total.fetch_add(33, Ordering::AcqRel);
+        let other = Arc::clone(&account);
+        let worker = thread::spawn(move || {
+            let slot = other.attach(owner(1)).unwrap();
+            let fits = other.reserve(slot, 0, 60, 100).is_ok();
+            let refused = other.reserve(slot, 0, 60, 100).is_err();
+            other.release(slot, 0, 60);
+            fits && refused
+        });
+        let slot = account.attach(owner(2)).unwrap();
+        // Nothing is taken from the living.
+        assert_eq!(account.reap(slot, owner(2), |_| true), Reaped::default());
+        assert!(worker.join().unwrap());
+        assert_eq!(account.used(0), 33);
+    });
+}
+
+#[test]
+fn a_process_that_leaves_while_it_is_reaped_is_given_back_once() {
+    explore(|| {
+        let account = Arc::new(account());
+        let leaving = account.attach(owner(9)).unwrap();
+        account.reserve(leaving, 0, 40, 100).unwrap();
+        let live = account.attach(owner(1)).unwrap();
+        let other = Arc::clone(&account);
+        let exit = thread::spawn(move || other.detach(leaving, owner(9)).bytes);
+        let reaped = account.reap(live, owner(1), |who| who.pid() != 9).bytes;
+        let own = exit.join().unwrap();
+        assert!(own == 40 || reaped == 40, "{own} and {reaped}");
+        account.reap(live, owner(1), |who| who.pid() != 9);
+        assert_eq!(account.used(0), 0);
+    });
+}
+
+#[test]
+fn a_newcomer_is_not_thrown_out_by_a_second_reaper() {
+    explore(|| {
+        let account = Arc::new(account());
+        let first = account.attach(owner(1)).unwrap();
+        let second = account.attach(owner(2)).unwrap();
+        let dead = account.attach(owner(9)).unwrap();
+        let threads: Vec<_> = [(first, owner(1)), (second, owner(2))]
+            .map(|(slot, me)| {
+                let account = Arc::clone(&account);
+                thread::spawn(move || {
+                    account.reap(slot, me, |who| who.pid() != 9);
+                    // Whoever finds the place free takes it.
+                    account.attach(owner(me.pid() + 3))
+                })
+            })
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        let taken: Vec<SlotIndex> = threads.into_iter().flatten().collect();
+        assert_eq!(taken, [dead]);
+        assert!(matches!(account.owner(dead), Some(who) if who == owner(4) || who == owner(5)));
     });
 }

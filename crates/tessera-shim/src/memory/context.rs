@@ -130,11 +130,9 @@ pub(crate) unsafe fn primary_reset(real: unsafe extern "C" fn(i32) -> i32, devic
         && let Some(process) = started()
         && let Some(context) = primary(process, device)
     {
-        if is_active(device) {
-            purge(process, context);
-        } else {
-            gone(process, context);
-        }
+        // The context itself stays booked: who retained it still has it, and its next use brings its memory back
+        // without a call that is seen here.
+        purge(process, context);
     }
     result
 }

@@ -14,15 +14,10 @@
 //!   prepared for direct access over a network) is pinned: it never moves again.
 //! - It orders nothing by itself, except that it takes free memory of the card when a call waits and no agent is heard.
 
-mod gates;
 mod mover;
 mod store;
 
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
-
-use tessera_region::CardFlags;
-
-pub(crate) use gates::{GATES, find as find_gate};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use crate::{
     address::Space as Kind,
@@ -40,33 +35,7 @@ const LEAST: usize = 1 << 20;
 static SPACE: AtomicPtr<Space> = AtomicPtr::new(core::ptr::null_mut());
 /// 1 once memory of this process can move: only then is the gate looked at.
 static ON: AtomicU32 = AtomicU32::new(0);
-static WANTED: AtomicU8 = AtomicU8::new(UNKNOWN);
-
-const UNKNOWN: u8 = 0;
-const NO: u8 = 1;
-const YES: u8 = 2;
-
-/// Whether this container has a card whose memory may move. Asked when a program looks entries up, so it does not wait
-/// for the grant to be sealed.
-pub(crate) fn wanted() -> bool {
-    match WANTED.load(Ordering::Relaxed) {
-        YES => true,
-        NO => false,
-        _ => {
-            let _errno = KeepErrno::new();
-            let found = process::peek_grant().is_some_and(|grant| {
-                grant
-                    .cards()
-                    .iter()
-                    .any(|card| card.flags.contains(CardFlags::SWAP) && !card.flags.contains(CardFlags::UNLIMITED))
-            });
-            WANTED.store(if found { YES } else { NO }, Ordering::Relaxed);
-            found
-        }
-    }
-}
-
-fn space() -> Option<&'static Space> {
+pub(crate) fn space() -> Option<&'static Space> {
     let found = SPACE.load(Ordering::Acquire);
     // SAFETY: null, or a mapping that is never given back.
     unsafe { found.as_ref() }
@@ -163,6 +132,7 @@ pub(crate) fn free_in_stream(address: u64, stream: u64) -> Option<i32> {
 
 /// A context is gone, and with it what was allocated in it.
 pub(crate) fn context_gone(context: u64) {
+    crate::turns::context_gone();
     if let (Some(process), Some(space)) = (process::started(), space()) {
         space.context_gone(process, context);
     }

@@ -418,7 +418,7 @@ impl Space {
     }
 
     /// Size of the allocation that an address lies in, and where it begins.
-    pub(super) fn range(&self, process: &Process, address: u64) -> Option<(u64, u64)> {
+    pub(crate) fn range(&self, process: &Process, address: u64) -> Option<(u64, u64)> {
         let base = self.with(|chunks| {
             chunks
                 .all()
@@ -430,7 +430,7 @@ impl Space {
     }
 
     /// Keeps a range on the card for ever, or brings it back for that.
-    pub(super) fn pin(&self, process: &Process, address: u64, bytes: u64) {
+    pub(crate) fn pin(&self, process: &Process, address: u64, bytes: u64) {
         let end = address.saturating_add(bytes.max(1));
         self.with(|chunks| {
             let mut cards = 0_u32;

@@ -7,6 +7,7 @@
 mod case;
 mod compare;
 mod differences;
+pub mod enforcement;
 mod report;
 pub mod wire_ops;
 

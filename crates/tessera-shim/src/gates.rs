@@ -1,22 +1,97 @@
-//! Entries that wait at the gate: whatever queues work or moves bytes on a card.
+//! Entries that wait at a gate: whatever queues work or moves bytes on a card.
+//!
+//! There are two gates. Memory that is away keeps everything back that could touch it ([`crate::swap`]); a card whose
+//! time is shared keeps launches back ([`crate::turns`]). What a container does not need, its programs are not led to.
 //!
 //! Their arguments are passed on untouched, so each is declared by their number alone: on the platforms that this
 //! library is built for every integer and pointer argument takes one register or one eight-byte place of the stack,
 //! whose unused upper part the driver ignores.
 //!
-//! They stand apart from the main table because only a container whose memory may move is led to them by lookups; a
+//! They stand apart from the main table because only a container that needs them is led to them by lookups; a
 //! program that is linked to the driver directly pays a load and a branch in the others. The legacy forms with 32-bit
 //! addresses are not here: they cannot name memory that moves.
 
-use core::ffi::{CStr, c_void};
+use core::{
+    ffi::{CStr, c_void},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use tessera_region::{CardFlags, CardGrant};
 
 use crate::{
     codes::{self, SUCCESS},
-    process::started,
+    os::KeepErrno,
+    process::{self, started},
     swap::{self, pass},
     symbol::{Library, Symbol},
     table::{Class, Entry, Hook},
+    turns::hooks::{
+        capture1, capture2, capture6, cooperative, cooperative_per_thread, destroy_stream, extended,
+        extended_per_thread, grid, grid_async, kernel, kernel_per_thread, multi, plain_launch,
+    },
 };
+
+/// Memory of the container may move.
+const SWAP: u32 = 1;
+/// The time of a card is shared.
+const TURNS: u32 = 1 << 1;
+const KNOWN: u32 = 1 << 2;
+
+static WANTED: AtomicU32 = AtomicU32::new(0);
+
+/// Which gates this container needs. Asked when a program looks entries up, so it does not wait for the grant to be
+/// sealed.
+fn wanted() -> u32 {
+    let known = WANTED.load(Ordering::Relaxed);
+    if known & KNOWN != 0 {
+        return known;
+    }
+    let _errno = KeepErrno::new();
+    let mut found = KNOWN;
+    if let Some(grant) = process::peek_grant() {
+        let moves =
+            |card: &CardGrant| card.flags.contains(CardFlags::SWAP) && !card.flags.contains(CardFlags::UNLIMITED);
+        if grant.cards().iter().any(moves) {
+            found |= SWAP;
+        }
+        if grant.cards().iter().any(CardGrant::is_gated) {
+            found |= TURNS;
+        }
+    }
+    WANTED.store(found, Ordering::Relaxed);
+    found
+}
+
+/// Which gate an entry waits at, by what does its work.
+macro_rules! need {
+    (gated) => {
+        SWAP
+    };
+    (address_range) => {
+        SWAP
+    };
+    (give_handle) => {
+        SWAP
+    };
+    (set_attribute) => {
+        SWAP
+    };
+    (capture1) => {
+        TURNS
+    };
+    (capture2) => {
+        TURNS
+    };
+    (capture6) => {
+        TURNS
+    };
+    (destroy_stream) => {
+        TURNS
+    };
+    ($kernel:ident) => {
+        SWAP | TURNS
+    };
+}
 
 const fn c_string(bytes: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(bytes.as_bytes()) {
@@ -61,6 +136,9 @@ macro_rules! gates {
                 }
             )*
         }
+
+        /// For each of [`GATES`] who needs it.
+        static NEEDS: &[u32] = &[$(need!($work),)*];
 
         /// All gates, by exported name in byte order.
         pub(crate) static GATES: &[Entry] = &[$(
@@ -121,16 +199,16 @@ fn pin(address: u64, bytes: u64) {
 }
 
 gates! {
-    "cuLaunch" 2000 cuLaunch(a: u64) => gated;
-    "cuLaunchCooperativeKernel" 9000 cuLaunchCooperativeKernel(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64) => gated;
-    "cuLaunchCooperativeKernelMultiDevice" 9000 cuLaunchCooperativeKernelMultiDevice(a: u64, b: u64, c: u64) => gated;
-    "cuLaunchCooperativeKernel" 9000 cuLaunchCooperativeKernel_ptsz(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64) => gated;
-    "cuLaunchGrid" 2000 cuLaunchGrid(a: u64, b: u64, c: u64) => gated;
-    "cuLaunchGridAsync" 2000 cuLaunchGridAsync(a: u64, b: u64, c: u64, d: u64) => gated;
-    "cuLaunchKernel" 4000 cuLaunchKernel(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64, k: u64) => gated;
-    "cuLaunchKernelEx" 11060 cuLaunchKernelEx(a: u64, b: u64, c: u64, d: u64) => gated;
-    "cuLaunchKernelEx" 11060 cuLaunchKernelEx_ptsz(a: u64, b: u64, c: u64, d: u64) => gated;
-    "cuLaunchKernel" 7000 cuLaunchKernel_ptsz(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64, k: u64) => gated;
+    "cuLaunch" 2000 cuLaunch(a: u64) => plain_launch;
+    "cuLaunchCooperativeKernel" 9000 cuLaunchCooperativeKernel(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64) => cooperative;
+    "cuLaunchCooperativeKernelMultiDevice" 9000 cuLaunchCooperativeKernelMultiDevice(a: u64, b: u64, c: u64) => multi;
+    "cuLaunchCooperativeKernel" 9000 cuLaunchCooperativeKernel_ptsz(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64) => cooperative_per_thread;
+    "cuLaunchGrid" 2000 cuLaunchGrid(a: u64, b: u64, c: u64) => grid;
+    "cuLaunchGridAsync" 2000 cuLaunchGridAsync(a: u64, b: u64, c: u64, d: u64) => grid_async;
+    "cuLaunchKernel" 4000 cuLaunchKernel(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64, k: u64) => kernel;
+    "cuLaunchKernelEx" 11060 cuLaunchKernelEx(a: u64, b: u64, c: u64, d: u64) => extended;
+    "cuLaunchKernelEx" 11060 cuLaunchKernelEx_ptsz(a: u64, b: u64, c: u64, d: u64) => extended_per_thread;
+    "cuLaunchKernel" 7000 cuLaunchKernel_ptsz(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64, g: u64, h: u64, i: u64, j: u64, k: u64) => kernel_per_thread;
     "cuMemGetAddressRange" 3020 cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, address: u64) => address_range;
     "cuMemGetHandleForAddressRange" 11070 cuMemGetHandleForAddressRange(handle: u64, address: u64, size: u64, kind: u64, flags: u64) => give_handle;
     "cuMemcpy" 4000 cuMemcpy(a: u64, b: u64, c: u64) => gated;
@@ -222,6 +300,14 @@ gates! {
     "cuStreamBatchMemOp" 8000 cuStreamBatchMemOp_ptsz(a: u64, b: u64, c: u64, d: u64) => gated;
     "cuStreamBatchMemOp" 11070 cuStreamBatchMemOp_v2(a: u64, b: u64, c: u64, d: u64) => gated;
     "cuStreamBatchMemOp" 11070 cuStreamBatchMemOp_v2_ptsz(a: u64, b: u64, c: u64, d: u64) => gated;
+    "cuStreamBeginCapture" 10000 cuStreamBeginCapture(a: u64) => capture1;
+    "cuStreamBeginCaptureToGraph" 12030 cuStreamBeginCaptureToGraph(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64) => capture6;
+    "cuStreamBeginCaptureToGraph" 12030 cuStreamBeginCaptureToGraph_ptsz(a: u64, b: u64, c: u64, d: u64, e: u64, f: u64) => capture6;
+    "cuStreamBeginCapture" 10000 cuStreamBeginCapture_ptsz(a: u64) => capture1;
+    "cuStreamBeginCapture" 10010 cuStreamBeginCapture_v2(a: u64, b: u64) => capture2;
+    "cuStreamBeginCapture" 10010 cuStreamBeginCapture_v2_ptsz(a: u64, b: u64) => capture2;
+    "cuStreamDestroy" 2000 cuStreamDestroy(a: u64) => destroy_stream;
+    "cuStreamDestroy" 4000 cuStreamDestroy_v2(a: u64) => destroy_stream;
     "cuStreamWaitValue32" 8000 cuStreamWaitValue32(a: u64, b: u64, c: u64, d: u64) => gated;
     "cuStreamWaitValue32" 8000 cuStreamWaitValue32_ptsz(a: u64, b: u64, c: u64, d: u64) => gated;
     "cuStreamWaitValue32" 11070 cuStreamWaitValue32_v2(a: u64, b: u64, c: u64, d: u64) => gated;
@@ -240,10 +326,21 @@ gates! {
     "cuStreamWriteValue64" 11070 cuStreamWriteValue64_v2_ptsz(a: u64, b: u64, c: u64, d: u64) => gated;
 }
 
-/// The gate with this exported name, in a container whose memory may move.
+/// The gate with this exported name, in a container that needs it.
 pub(crate) fn find(name: &CStr) -> Option<&'static Entry> {
     let index = GATES.binary_search_by(|entry| entry.symbol.name.cmp(name)).ok()?;
-    GATES.get(index).filter(|_| swap::wanted())
+    let need = NEEDS.get(index).copied().unwrap_or_default();
+    GATES.get(index).filter(|_| wanted() & need != 0)
+}
+
+/// The gates that this container needs, for a name that `cuGetProcAddress` may be asked for.
+pub(crate) fn forms(base: &CStr) -> impl Iterator<Item = &'static Entry> {
+    let wanted = wanted();
+    GATES
+        .iter()
+        .zip(NEEDS)
+        .filter(move |(entry, need)| **need & wanted != 0 && entry.base == base)
+        .map(|(entry, _)| entry)
 }
 
 #[cfg(test)]
@@ -260,14 +357,15 @@ mod tests {
         for gate in GATES {
             assert!(
                 TABLE.iter().all(|entry| entry.symbol.name != gate.symbol.name),
-                "{:?} is in the main table too: call `swap::pass` there and take it out here",
+                "{:?} is in the main table too: pass the gate there and take it out here",
                 gate.symbol.name
             );
         }
     }
 
     #[test]
-    fn without_a_grant_that_moves_memory_no_lookup_finds_a_gate() {
+    fn without_a_grant_that_needs_one_no_lookup_finds_a_gate() {
         assert!(find(c"cuMemcpyDtoH_v2").is_none());
+        assert!(find(c"cuLaunchKernel").is_none());
     }
 }

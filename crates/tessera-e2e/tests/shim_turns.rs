@@ -1,0 +1,386 @@
+//! Shares of a card's time and priorities, held by real processes on the simulated driver and the agent's turnstiles.
+//!
+//! Time is the machine's own: it stands while a process computes, so what is measured does not depend on the host. The
+//! agent is a process of its own ([`agent`], this very file in another role), as on a node, because the clock looks at
+//! processes.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "a figure is printed where it was measured")]
+
+mod shim_support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use shim_support::{Client, Container, MIB, Machine, can_mount};
+use tessera_agent::turns::Turnstiles;
+use tessera_fake_core::{Machine as Driver, Process};
+use tessera_region::{
+    CardFlags, CardGrant, GATE_CLOSED,
+    fs::{GrantDir, read_grant, scan},
+    swap_host::monotonic_ns,
+    turns_host::{TurnsHost, wait_for_bells},
+};
+
+const MS: u64 = 1_000_000;
+/// Length of what is not measured at the beginning.
+const WARM_UP_NS: u64 = 100 * MS;
+/// The bells of an agent in virtual time are looked at so often.
+const SLICE_NS: u64 = 100_000;
+
+const ROLE: &str = "TESSERA_TEST_AGENT_OF";
+const SPAN: &str = "TESSERA_TEST_SPAN_NS";
+const BUSY: &str = "TESSERA_TEST_BUSY";
+
+/// The agent of a machine: gives turns to all its containers, and prints `PID NS` of work and `total NS` of time for
+/// each span of the machine's time.
+#[test]
+#[ignore = "no test: the agent's role of the others"]
+fn agent() {
+    let Some(root) = std::env::var_os(ROLE).map(std::path::PathBuf::from) else {
+        return;
+    };
+    let number = |name: &str| std::env::var(name).unwrap().parse::<u64>().unwrap();
+    let (span, busy) = (number(SPAN), usize::try_from(number(BUSY)).unwrap());
+    let machine: &'static Driver = Box::leak(Box::new(Driver::at(&root.join("driver")).unwrap()));
+    let me = Process::attach(machine).unwrap();
+    let mut stiles = Turnstiles::default();
+    let grants = root.join("grants");
+    for id in scan(&grants).unwrap() {
+        let dir = GrantDir::new(&grants, id);
+        stiles.admit(&dir, read_grant(&dir).unwrap()).unwrap();
+    }
+    let work = || -> Vec<(u32, u64)> {
+        let all = machine.processes(0);
+        all.iter()
+            .filter(|p| p.work_ns > 0)
+            .map(|p| (p.pid, p.work_ns))
+            .collect()
+    };
+    let mut since: Option<(u64, Vec<(u32, u64)>)> = None;
+    println!("ready");
+    loop {
+        let bells = stiles.bells();
+        let now = machine.now_ns();
+        let next = stiles.look(now, monotonic_ns());
+        match &since {
+            None if busy > 0 && work().len() >= busy => since = Some((now + WARM_UP_NS, Vec::new())),
+            Some((at, before)) if before.is_empty() && now >= *at => since = Some((now, work())),
+            Some((at, before)) if !before.is_empty() && now >= *at + span => {
+                for (pid, ns) in work() {
+                    let old = before.iter().find(|(known, _)| *known == pid).map_or(0, |(_, ns)| *ns);
+                    println!("{pid} {}", ns - old);
+                }
+                println!("total {}", now - at);
+                since = Some((now, work()));
+            }
+            _ => {}
+        }
+        // A figure is due even where nobody needs the agent.
+        let due = since
+            .as_ref()
+            .map(|(at, before)| if before.is_empty() { *at } else { *at + span });
+        if !machine.is_virtual() {
+            let pause = next.map_or(20 * MS, |at| at.saturating_sub(machine.now_ns()));
+            wait_for_bells(&bells, pause.min(20 * MS));
+        } else if let Some(next) = next.into_iter().chain(due).min() {
+            while machine.now_ns() < next && stiles.bells() == bells {
+                me.sleep_until(next.min(machine.now_ns() + SLICE_NS));
+            }
+        } else {
+            wait_for_bells(&bells, 20 * MS);
+        }
+    }
+}
+
+/// A running agent.
+struct Agent {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Agent {
+    /// Starts the agent of a machine whose containers are all there. It measures spans of the machine's time once so many
+    /// processes work.
+    fn of(machine: &Machine, busy: usize, span_ns: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "agent", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ROLE, machine.root.path())
+            .env(SPAN, span_ns.to_string())
+            .env(BUSY, busy.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        let mut agent = Self { child, said };
+        while agent.line() != "ready" {}
+        agent
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the agent ended");
+        // The first line comes behind the name of the test.
+        line.trim_end().rsplit("... ").next().unwrap().to_owned()
+    }
+
+    /// Parts of the card's time in 1/10 of a percent over the next span, in the order of the clients.
+    fn parts(&mut self, clients: &[Client]) -> Vec<u64> {
+        let mut work = Vec::new();
+        loop {
+            let line = self.line();
+            let Some((who, ns)) = line.split_once(' ') else {
+                continue;
+            };
+            let ns: u64 = ns.parse().unwrap();
+            if who == "total" {
+                return clients
+                    .iter()
+                    .map(|client| {
+                        let of = work.iter().find(|(pid, _)| *pid == client.child.id());
+                        (of.map_or(0, |(_, ns)| *ns) * 1000 + ns / 2) / ns
+                    })
+                    .collect();
+            }
+            work.push((who.parse::<u32>().unwrap(), ns));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let (Ok(()) | Err(_)) = self.child.kill();
+        let (Ok(_) | Err(_)) = self.child.wait();
+    }
+}
+
+fn virtual_machine(sms: u32) -> Machine {
+    let card = format!("memory_mib: 1024, reserved_mib: 0, context_mib: 0, sms: {sms}");
+    Machine::with_cards("clock: {virtual: {launch_ns: 2000}}\n", 1, &card)
+}
+
+/// A container with a share of the card's time in percent.
+fn container(machine: &Machine, percent: u32, cap: bool) -> Container<'_> {
+    let mut card = CardGrant::with_memory(&machine.uuids[0], 64 * MIB).unwrap();
+    card.cores_permille = percent * 10;
+    if cap {
+        card.flags = card.flags.with(CardFlags::CORE_CAP);
+    }
+    machine.container_with([card])
+}
+
+/// What a client keeps launching.
+#[derive(Clone, Copy)]
+enum Work {
+    Kernels,
+    PerThread,
+    Cooperative,
+    Extended,
+    Graphs,
+}
+
+impl Client {
+    /// A block with this text in it.
+    fn text(&mut self, name: &str, text: &str) {
+        self.expect(&format!("@new {name} {}", text.len() + 1), "ok");
+        for (at, bytes) in text.as_bytes().chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            let value = u64::from_le_bytes(word);
+            self.expect(&format!("@set {name} {} {} {value}", at * 8, bytes.len()), "ok");
+        }
+    }
+
+    /// Has a function `$f` that takes the whole card for so many microseconds, in a stream `$s`.
+    fn load(&mut self, kernel_us: u64) {
+        self.text("image", &format!("kernel k {kernel_us}\n"));
+        self.expect("cuModuleLoadData &m *image", "0");
+        self.expect("cuModuleGetFunction &f $m \"k", "0");
+        self.expect("cuStreamCreate &s 1", "0");
+    }
+
+    /// Launches for ever; nothing is to be asked afterwards.
+    fn start(&mut self, work: Work, kernel_us: u64) {
+        self.load(kernel_us);
+        let shape = "65535 1 1 32 1 1 0";
+        let call = match work {
+            Work::Kernels => format!("cuLaunchKernel $f {shape} $s null null"),
+            Work::PerThread => format!("cuLaunchKernel_ptsz $f {shape} null null null"),
+            Work::Cooperative => "cuLaunchCooperativeKernel $f 376 1 1 32 1 1 0 $s null".to_owned(),
+            Work::Extended => {
+                // Grid, block, shared memory, stream, attributes.
+                self.expect("@new c 56", "ok");
+                for (at, value) in [(0, 65535), (4, 1), (8, 1), (12, 32), (16, 1), (20, 1)] {
+                    self.expect(&format!("@set c {at} 4 {value}"), "ok");
+                }
+                self.expect("@set c 32 8 $s", "ok");
+                "cuLaunchKernelEx *c $f null null".to_owned()
+            }
+            Work::Graphs => {
+                self.expect("cuStreamBeginCapture_v2 $s 0", "0");
+                self.expect(&format!("@repeat 4 cuLaunchKernel $f {shape} $s null null"), "4");
+                self.expect("cuStreamEndCapture $s &g", "0");
+                self.expect("cuGraphInstantiateWithFlags &x $g 0", "0");
+                "cuGraphLaunch $x $s".to_owned()
+            }
+        };
+        self.send(&format!("@repeat 1000000000 {call}"));
+    }
+}
+
+/// Parts in 1/10 of a percent of containers of these percentages, each with one busy process with kernels of so many
+/// microseconds, over a span of the machine's time.
+fn measure(percents: &[(u32, u64)], cap: bool, work: Work, sms: u32, span_ns: u64) -> Vec<u64> {
+    let machine = virtual_machine(sms);
+    let containers: Vec<Container> = percents.iter().map(|(p, _)| container(&machine, *p, cap)).collect();
+    let mut agent = Agent::of(&machine, percents.len(), span_ns);
+    let mut clients: Vec<Client> = containers.iter().map(Container::ready).collect();
+    for (client, (_, us)) in clients.iter_mut().zip(percents) {
+        client.start(work, *us);
+    }
+    agent.parts(&clients)
+}
+
+#[track_caller]
+fn check(percents: &[(u32, u64)], cap: bool, work: Work, sms: u32, points: u64) {
+    if !can_mount() {
+        return;
+    }
+    let got = measure(percents, cap, work, sms, 500 * MS);
+    println!("{percents:?} cap {cap}, {sms} SMs: {got:?}");
+    for ((wanted, _), got) in percents.iter().zip(&got) {
+        let off = got.abs_diff(u64::from(*wanted) * 10);
+        assert!(off <= points * 10, "{percents:?}: got {got:?} tenths of a percent");
+    }
+}
+
+#[test]
+fn thirty_and_seventy_get_thirty_and_seventy() {
+    check(&[(30, 1000), (70, 1000)], false, Work::Kernels, 132, 2);
+}
+
+#[test]
+fn caps_of_ten_and_ninety_hold() {
+    check(&[(10, 1000), (90, 1000)], true, Work::Kernels, 132, 3);
+}
+
+#[test]
+fn three_tenants_with_kernels_of_different_length_get_their_parts() {
+    check(&[(20, 100), (30, 1000), (50, 100)], false, Work::Kernels, 132, 3);
+}
+
+#[test]
+fn a_cap_of_fifty_holds_a_tenant_that_is_alone_however_it_launches() {
+    for (work, sms) in [
+        (Work::Kernels, 16),
+        (Work::PerThread, 132),
+        (Work::Cooperative, 188),
+        (Work::Extended, 132),
+        (Work::Graphs, 132),
+    ] {
+        check(&[(50, 1000)], true, work, sms, 2);
+    }
+}
+
+#[test]
+fn a_cap_of_fifty_holds_for_short_and_long_kernels() {
+    check(&[(50, 10)], true, Work::Kernels, 132, 2);
+    check(&[(50, 50_000)], true, Work::Kernels, 132, 6);
+}
+
+#[test]
+fn a_holder_that_is_killed_leaves_the_card_to_the_other() {
+    if !can_mount() {
+        return;
+    }
+    let machine = virtual_machine(132);
+    let both = [container(&machine, 30, false), container(&machine, 70, false)];
+    let mut agent = Agent::of(&machine, 2, 500 * MS);
+    let mut clients: Vec<Client> = both.iter().map(Container::ready).collect();
+    for client in &mut clients {
+        client.start(Work::Kernels, 1000);
+    }
+    let shared = agent.parts(&clients);
+    assert!(shared.iter().all(|part| *part > 200), "{shared:?}");
+    clients[1].kill();
+    // In the span of the death, or the one behind it.
+    agent.parts(&clients);
+    let alone = agent.parts(&clients);
+    assert!(alone[0] >= 970, "{alone:?}");
+}
+
+/// A container that takes part in priorities.
+fn ranked(machine: &Machine, priority: u8) -> Container<'_> {
+    let mut card = CardGrant::with_memory(&machine.uuids[0], 64 * MIB).unwrap();
+    card.priority = priority;
+    card.min_cores_permille = 10;
+    machine.container_with([card])
+}
+
+#[test]
+fn best_effort_gets_what_is_kept_for_it_beside_a_busy_important_tenant() {
+    if !can_mount() {
+        return;
+    }
+    let machine = virtual_machine(132);
+    let both = [ranked(&machine, 0), ranked(&machine, 1)];
+    let mut agent = Agent::of(&machine, 2, 1000 * MS);
+    let mut clients: Vec<Client> = both.iter().map(Container::ready).collect();
+    for client in &mut clients {
+        client.start(Work::Kernels, 100);
+    }
+    let got = agent.parts(&clients);
+    println!("important and best effort: {got:?}");
+    assert!(got[0] >= 950, "{got:?}");
+    assert!((5..=20).contains(&got[1]), "{got:?}");
+}
+
+#[test]
+fn with_the_agent_dead_nobody_hangs_and_the_share_is_still_held() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::described("", 1, 1024, 0);
+    let one = container(&machine, 50, true);
+    let agent = Agent::of(&machine, 0, 1000 * MS);
+    let mut client = one.ready();
+    client.load(1000);
+    client.expect("@repeat 20 cuLaunchKernel $f 65535 1 1 32 1 1 0 $s null null", "20");
+    drop(agent);
+    // The gate was closed when the agent died.
+    let host = TurnsHost::open(&one.dir()).unwrap();
+    host.set_gate(0, GATE_CLOSED);
+    let start = Instant::now();
+    client.expect("@repeat 400 cuLaunchKernel $f 65535 1 1 32 1 1 0 $s null null", "400");
+    client.expect("cuStreamSynchronize $s", "0");
+    // 400 ms of work at half of the card; only too fast is wrong on a busy host.
+    assert!(start.elapsed() > Duration::from_millis(650), "{:?}", start.elapsed());
+}
+
+#[test]
+fn only_a_container_with_a_gate_is_led_to_one() {
+    if !can_mount() {
+        return;
+    }
+    let machine = virtual_machine(132);
+    let plain = machine.container(&[64 * MIB]);
+    let gated = container(&machine, 30, false);
+    let whole = container(&machine, 100, true);
+    for (name, of, place) in [
+        ("cuLaunchKernel", &plain, "libcuda"),
+        ("cuLaunchKernel", &whole, "libcuda"),
+        ("cuLaunchKernel", &gated, "libvgpu"),
+        ("cuLaunchKernelEx_ptsz", &gated, "libvgpu"),
+        ("cuMemcpyDtoH_v2", &gated, "libcuda"),
+        ("cuLaunchHostFunc", &gated, "libcuda"),
+    ] {
+        let mut client = of.ready();
+        let found = client.ask(&format!("@dlsym libcuda {name}"));
+        assert!(found.contains(place), "{name}: {found}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Entries that queue work on a card, and those that say when it is done.
+
+use core::{
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{CAPTURES, ON, context, key, launch, turns};
+use crate::{
+    codes::SUCCESS,
+    memory::{Form, graph, plain},
+    swap,
+};
+
+const LEGACY: u64 = 1;
+
+fn gated(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
+    launch(function, stream, form, || {
+        let _pass = swap::pass();
+        real()
+    })
+}
+
+/// `cuLaunch(function)`.
+pub(crate) fn plain_launch(function: u64, real: impl FnOnce() -> i32) -> i32 {
+    gated(function, LEGACY, Form::Legacy, real)
+}
+
+/// `cuLaunchGrid(function, width, height)`.
+pub(crate) fn grid(function: u64, _width: u64, _height: u64, real: impl FnOnce() -> i32) -> i32 {
+    gated(function, LEGACY, Form::Legacy, real)
+}
+
+/// `cuLaunchGridAsync(function, width, height, stream)`.
+pub(crate) fn grid_async(function: u64, _width: u64, _height: u64, stream: u64, real: impl FnOnce() -> i32) -> i32 {
+    gated(function, stream, Form::Legacy, real)
+}
+
+macro_rules! kernels {
+    ($($name:ident($($more:ident),*) $form:ident;)*) => {$(
+        /// A kernel with its grid, block and shared memory, then the stream.
+        #[expect(clippy::too_many_arguments, reason = "the vendor's signature")]
+        #[inline]
+        pub(crate) fn $name(
+            function: u64,
+            _gx: u64,
+            _gy: u64,
+            _gz: u64,
+            _bx: u64,
+            _by: u64,
+            _bz: u64,
+            _shared: u64,
+            stream: u64,
+            $($more: u64,)*
+            real: impl FnOnce() -> i32,
+        ) -> i32 {
+            gated(function, stream, Form::$form, real)
+        }
+    )*};
+}
+
+kernels! {
+    kernel(_parameters, _extra) Legacy;
+    kernel_per_thread(_parameters, _extra) PerThread;
+    cooperative(_parameters) Legacy;
+    cooperative_per_thread(_parameters) PerThread;
+}
+
+/// Offset of the stream in the vendor's structure of a launch.
+const STREAM_AT: usize = 32;
+
+/// The stream of a launch that is described by a structure; the driver refuses a null one.
+fn stream_of(configuration: u64) -> u64 {
+    let address = usize::try_from(configuration).unwrap_or_default();
+    if address == 0 {
+        return 0;
+    }
+    let place: *const u64 = ptr::with_exposed_provenance(address.wrapping_add(STREAM_AT));
+    // SAFETY: the caller gives a structure of the vendor's layout, which the driver is about to read.
+    unsafe { place.read_unaligned() }
+}
+
+/// `cuLaunchKernelEx(configuration, function, parameters, extra)`.
+pub(crate) fn extended(
+    configuration: u64,
+    function: u64,
+    _parameters: u64,
+    _extra: u64,
+    real: impl FnOnce() -> i32,
+) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 {
+        let _pass = swap::pass();
+        return real();
+    }
+    gated(function, stream_of(configuration), Form::Legacy, real)
+}
+
+/// The same with the thread's own default stream.
+pub(crate) fn extended_per_thread(
+    configuration: u64,
+    function: u64,
+    _parameters: u64,
+    _extra: u64,
+    real: impl FnOnce() -> i32,
+) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 {
+        let _pass = swap::pass();
+        return real();
+    }
+    gated(function, stream_of(configuration), Form::PerThread, real)
+}
+
+/// `cuLaunchCooperativeKernelMultiDevice(list, count, flags)`: one launch on each of several streams. They pass the gate
+/// of the first; entries are 56 bytes with the function in front and the stream at 40.
+pub(crate) fn multi(list: u64, count: u64, _flags: u64, real: impl FnOnce() -> i32) -> i32 {
+    let address = usize::try_from(list).unwrap_or_default();
+    if ON.load(Ordering::Relaxed) == 0 || address == 0 || count & 0xffff_ffff == 0 {
+        let _pass = swap::pass();
+        return real();
+    }
+    let read = |at: usize| {
+        let place: *const u64 = ptr::with_exposed_provenance(address.wrapping_add(at));
+        // SAFETY: the caller gives at least one entry of the vendor's layout.
+        unsafe { place.read_unaligned() }
+    };
+    gated(read(0), read(40), Form::Legacy, real)
+}
+
+/// `cuGraphLaunch`: the whole graph is one piece of work.
+pub(crate) unsafe fn graph_launch(
+    real: unsafe extern "C" fn(u64, u64) -> i32,
+    executable: u64,
+    stream: u64,
+    form: Form,
+) -> i32 {
+    // SAFETY: the caller's arguments.
+    launch(executable, stream, form, || unsafe {
+        graph::launch(real, executable, stream)
+    })
+}
+
+fn began(code: i32) -> i32 {
+    if code == SUCCESS {
+        CAPTURES.fetch_add(1, Ordering::AcqRel);
+    }
+    code
+}
+
+/// `cuStreamBeginCapture(stream)`, the first form.
+pub(crate) fn capture1(_stream: u64, real: impl FnOnce() -> i32) -> i32 {
+    began(real())
+}
+
+/// `cuStreamBeginCapture(stream, mode)`.
+pub(crate) fn capture2(_stream: u64, _mode: u64, real: impl FnOnce() -> i32) -> i32 {
+    began(real())
+}
+
+/// `cuStreamBeginCaptureToGraph(stream, graph, dependencies, edges, count, mode)`.
+pub(crate) fn capture6(
+    _stream: u64,
+    _graph: u64,
+    _dependencies: u64,
+    _edges: u64,
+    _count: u64,
+    _mode: u64,
+    real: impl FnOnce() -> i32,
+) -> i32 {
+    began(real())
+}
+
+fn less(count: &AtomicU32) {
+    // The closure declines at 0: a capture that was begun by a call that nobody saw.
+    let (Ok(_) | Err(_)) = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+}
+
+/// `cuStreamEndCapture`.
+pub(crate) unsafe fn end_capture(real: unsafe extern "C" fn(u64, *mut u64) -> i32, stream: u64, out: *mut u64) -> i32 {
+    // SAFETY: the caller's arguments.
+    let code = unsafe { graph::end_capture(real, stream, out) };
+    if CAPTURES.load(Ordering::Relaxed) != 0 {
+        less(&CAPTURES);
+    }
+    code
+}
+
+/// `cuStreamDestroy`: its work goes on, its handle may come again for another stream.
+pub(crate) fn destroy_stream(stream: u64, real: impl FnOnce() -> i32) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 {
+        return real();
+    }
+    let name = key(stream, Form::Legacy, context);
+    if let Some(turns) = turns()
+        && let Some(place) = turns.streams.find(name)
+        && let Some((_, lane)) = place.place(turns.row())
+        && place.unmarked_ns.load(Ordering::Relaxed) > 0
+        && CAPTURES.load(Ordering::Relaxed) == 0
+    {
+        let launched = lane.launched_ns.load(Ordering::Acquire);
+        turns.mark(place, lane, launched, stream, Form::Legacy);
+    }
+    let code = real();
+    if code == SUCCESS
+        && let Some(turns) = turns()
+    {
+        turns.streams.forget(name);
+    }
+    code
+}
+
+/// `cuStreamSynchronize`: all of the stream's work is done.
+pub(crate) unsafe fn synchronize(real: unsafe extern "C" fn(u64) -> i32, stream: u64, form: Form) -> i32 {
+    let before = (ON.load(Ordering::Relaxed) != 0).then(|| {
+        let turns = turns()?;
+        let place = turns.streams.find(key(stream, form, context))?;
+        let launched = place.place(turns.row())?.1.launched_ns.load(Ordering::Acquire);
+        Some((turns, place, launched))
+    });
+    // SAFETY: the caller's argument.
+    let code = unsafe { plain::synchronize(real, stream) };
+    if code == SUCCESS
+        && let Some(Some((turns, place, launched))) = before
+    {
+        place.done(turns.row(), launched);
+    }
+    code
+}
+
+/// `cuCtxSynchronize`: all work of the context is done. With several contexts nothing is known of a single stream.
+pub(crate) unsafe fn synchronize_context(real: unsafe extern "C" fn() -> i32) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 || context() != 0 {
+        // SAFETY: no arguments.
+        return unsafe { plain::synchronize_context(real) };
+    }
+    let mut before = [0_u64; tessera_region::LANES];
+    let turns = turns();
+    if let Some(turns) = turns {
+        for (place, lane) in before.iter_mut().zip(turns.row().lanes()) {
+            *place = lane.launched_ns.load(Ordering::Acquire);
+        }
+    }
+    // SAFETY: no arguments.
+    let code = unsafe { plain::synchronize_context(real) };
+    if code == SUCCESS
+        && let Some(turns) = turns
+    {
+        for (launched, lane) in before.iter().zip(turns.row().lanes()) {
+            if lane.done_ns.load(Ordering::Acquire) < *launched {
+                lane.done_ns.fetch_max(*launched, Ordering::AcqRel);
+            }
+        }
+        turns.streams.each(|stream| {
+            if stream.place(turns.row()).is_some_and(|(_, lane)| lane.read().1 == 0) {
+                stream.unmarked_ns.store(0, Ordering::Relaxed);
+            }
+        });
+    }
+    code
+}

@@ -1,0 +1,442 @@
+//! Work on a card whose time is shared: launches pass a gate, and what is under way is told to the agent.
+//!
+//! Only for cards whose grant limits the time or takes part in priorities
+//! ([`CardGrant::is_gated`](tessera_region::CardGrant::is_gated)); a program in any other container gets the driver's own
+//! launches from its lookups. The agent says in the verdict whose turn it is; this side never decides that, but
+//!
+//! - waits at a closed gate, and says that it waits;
+//! - keeps the predicted work on the card small, so that a turn ends soon after its gate closes;
+//! - lets the card itself write how far it has come, so that the agent needs no call of the driver;
+//! - paces by the share alone when no agent is heard, so that nobody waits for ever and no limit is lost.
+//!
+//! Work on a stream that is being captured is no launch. Copies pass freely.
+
+pub(crate) mod hooks;
+
+mod cost;
+mod pace;
+mod streams;
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use tessera_region::{GATE_CLOSED, GATE_RING, Lane, MARK_NS, MOST_NS, TURNS_SIZE, TurnReports, TurnRow, VerdictCard};
+
+use crate::{
+    address::Lock,
+    codes::SUCCESS,
+    memory::{Form, pool::capturing},
+    os::{self, KeepErrno},
+    place::{self, Place, current_context},
+    process::{Card, Process, process},
+    symbol::{
+        cuMemHostGetDevicePointer_v2, cuMemHostRegister_v2, cuStreamSynchronize, cuStreamSynchronize_ptsz,
+        cuStreamWriteValue64, cuStreamWriteValue64_ptsz, cuStreamWriteValue64_v2, cuStreamWriteValue64_v2_ptsz,
+    },
+};
+use cost::{Costs, UNKNOWN_NS};
+use pace::Pace;
+use streams::{Stream, Streams, key};
+
+const TURNS_PATH: &core::ffi::CStr = c"/run/tessera/account/turns";
+/// A closed gate is looked at again after this time at the latest.
+const GATE_NAP_MS: u32 = 20;
+/// Shortest and longest single wait for room on the card, in microseconds.
+const ROOM_LEAST_US: u64 = 20;
+const ROOM_NAP_US: u64 = 500;
+/// Work of this length is followed by one more launch, so that the card has no gap between the two.
+const PAIR_NS: u64 = 8_000_000;
+/// A card that says nothing new for so long is not waited for any further, in nanoseconds.
+const ROOM_PATIENCE_NS: u64 = 200_000_000;
+
+/// 1 once a card of this process has a gate: only then is anything looked at.
+static ON: AtomicU32 = AtomicU32::new(0);
+/// Streams of this process that are being captured.
+static CAPTURES: AtomicU32 = AtomicU32::new(0);
+static STATE: AtomicPtr<Turns> = AtomicPtr::new(core::ptr::null_mut());
+
+/// What this process knows of its work. One mapping that a forked child finds empty. Valid when zero.
+#[repr(C)]
+struct Turns {
+    row: AtomicPtr<TurnRow>,
+    reports: AtomicPtr<u8>,
+    /// Device address of the row, for the card to write to; 0 until it is known.
+    pinned: AtomicU64,
+    /// How often the driver did not take a write to the row.
+    refused: AtomicU32,
+    lock: Lock,
+    streams: Streams,
+    costs: Costs,
+    pace: [Pace; tessera_region::MAX_CARDS],
+}
+
+/// A row of its own for a process without the page that the agent reads; it paces itself by it.
+const OWN_ROW: usize = size_of::<TurnRow>();
+
+/// Called when a grant comes into force.
+pub(crate) fn switch_on() {
+    ON.store(1, Ordering::Release);
+}
+
+/// The state of this process, once it has a row.
+#[inline]
+fn turns() -> Option<&'static Turns> {
+    let found = STATE.load(Ordering::Acquire);
+    // SAFETY: null, or a mapping that is never given back.
+    let turns = unsafe { found.cast_const().as_ref() };
+    match turns {
+        Some(turns) if !turns.row.load(Ordering::Acquire).is_null() => Some(turns),
+        _ => start(),
+    }
+}
+
+#[cold]
+fn start() -> Option<&'static Turns> {
+    let _errno = KeepErrno::new();
+    let process = process().ok()?;
+    let mut known = STATE.load(Ordering::Acquire);
+    if known.is_null() {
+        let (page, _) = os::private_memory(size_of::<Turns>(), true);
+        if page.is_null() {
+            return None;
+        }
+        let page = page.cast::<Turns>();
+        known = match STATE.compare_exchange(core::ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => page,
+            Err(other) => {
+                // SAFETY: mapped above, and nobody else has seen it.
+                unsafe { os::unmap(page.cast(), size_of::<Turns>()) };
+                other
+            }
+        };
+    }
+    // SAFETY: zeroed, aligned to a page, valid when zero, never given back.
+    let turns = unsafe { &*known };
+    let _guard = turns.lock.hold();
+    if turns.row.load(Ordering::Acquire).is_null() {
+        turns.row.store(row_of(turns, process)?, Ordering::Release);
+    }
+    Some(turns)
+}
+
+/// The row of this process in the shared page, or one of its own.
+fn row_of(turns: &Turns, process: &Process) -> Option<*mut TurnRow> {
+    if let (Ok(page), Some((_, slot))) = (os::map_file(TURNS_PATH, TURNS_SIZE, true), process.account()) {
+        // SAFETY: a fresh mapping of the full size, given back only where nothing refers to it.
+        let reports = unsafe { TurnReports::from_ptr(page) };
+        if let Some(row) = reports.and_then(|reports| reports.use_row(usize::from(slot.number()))) {
+            turns.reports.store(page, Ordering::Release);
+            return Some(core::ptr::from_ref(row).cast_mut());
+        }
+        // SAFETY: mapped above; the reference has ended.
+        unsafe { os::unmap(page, TURNS_SIZE) };
+    }
+    let (page, _) = os::private_memory(OWN_ROW, false);
+    (!page.is_null()).then(|| page.cast())
+}
+
+/// A launch that passed the gate.
+struct Work<'a> {
+    turns: &'a Turns,
+    stream: &'a Stream,
+    lane: &'a Lane,
+    launched_ns: u64,
+    due: bool,
+    measured: bool,
+}
+
+/// Launches: waits for the turn of this container if it has to, and tells what was launched.
+#[inline]
+pub(crate) fn launch(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 {
+        return real();
+    }
+    let Some(work) = begin(function, stream, form) else {
+        return real();
+    };
+    let code = real();
+    if work.due {
+        work.mark(code == SUCCESS, stream, form);
+    }
+    code
+}
+
+#[inline]
+fn begin(function: u64, stream: u64, form: Form) -> Option<Work<'static>> {
+    let turns = turns()?;
+    if CAPTURES.load(Ordering::Relaxed) != 0 && capturing(stream, form) {
+        return None;
+    }
+    let name = key(stream, form, context);
+    let place = match turns.streams.find(name) {
+        Some(place) => place,
+        None => turns.take_up(name)?,
+    };
+    let (card, lane) = place.place(turns.row())?;
+    let words = place.words();
+    if words.is_some_and(|words| words.gate.load(Ordering::Acquire) != 0) {
+        turns.wait_for_gate(card, place, words, stream, form);
+    }
+    let known = turns.costs.of(function);
+    let cost = if known == 0 { UNKNOWN_NS } else { known };
+    let unmarked = place.unmarked_ns.fetch_add(cost, Ordering::Relaxed).wrapping_add(cost);
+    let brief = words.is_some_and(|words| words.brief.load(Ordering::Relaxed) != 0);
+    let due = known == 0 || unmarked >= MARK_NS || brief;
+    // What is not known yet may be long: no more of it than of what has to give way at once.
+    let brief = brief || known == 0;
+    let measured = due && turns.make_room(card, place, function, unmarked, brief, stream, form);
+    let before = lane.launched_ns.fetch_add(cost, Ordering::AcqRel);
+    place.before_ns.store(before, Ordering::Relaxed);
+    Some(Work {
+        turns,
+        stream: place,
+        lane,
+        launched_ns: before.wrapping_add(cost),
+        due,
+        measured,
+    })
+}
+
+/// The current context where it makes a difference: 0 in a process that has only one.
+fn context() -> u64 {
+    match process() {
+        Ok(process) if process.has_one_context() => 0,
+        _ => current_context(),
+    }
+}
+
+impl Work<'_> {
+    #[cold]
+    fn mark(&self, launched: bool, stream: u64, form: Form) {
+        let _errno = KeepErrno::new();
+        if self.measured {
+            self.turns.costs.end(launched, stream, form);
+        }
+        self.turns.mark(self.stream, self.lane, self.launched_ns, stream, form);
+    }
+}
+
+impl Turns {
+    #[inline]
+    fn row(&self) -> &'static TurnRow {
+        // SAFETY: checked by `turns` to be set, and never given back.
+        unsafe { &*self.row.load(Ordering::Relaxed) }
+    }
+
+    /// A stream that was not seen before.
+    #[cold]
+    fn take_up(&self, name: u64) -> Option<&Stream> {
+        let _errno = KeepErrno::new();
+        let card = match place::current() {
+            Place::Counted(process, card) if process.is_gated(card) => {
+                let words = process.verdict().and_then(|verdict| verdict.card(card.0));
+                let words = words.map_or(core::ptr::null_mut(), |words| core::ptr::from_ref(words).cast_mut());
+                Some((card.0, words))
+            }
+            _ => None,
+        };
+        self.streams.add(self.row(), name, card)
+    }
+
+    fn ring(&self) {
+        // SAFETY: null or mapped for ever with the full size.
+        if let Some(reports) = unsafe { TurnReports::from_ptr(self.reports.load(Ordering::Acquire)) } {
+            reports.bell().fetch_add(1, Ordering::AcqRel);
+            os::shared_futex_wake_all(reports.bell());
+        }
+    }
+
+    /// Waits until launches run, or nobody is there who could say so.
+    #[cold]
+    fn wait_for_gate(&self, card: usize, place: &Stream, words: Option<&VerdictCard>, stream: u64, form: Form) {
+        let _errno = KeepErrno::new();
+        let (Some(words), Ok(process)) = (words, process()) else {
+            return;
+        };
+        let mut asked = false;
+        loop {
+            let gate = words.gate.load(Ordering::Acquire);
+            if gate & GATE_CLOSED == 0 || !process.agent_is_heard() {
+                if gate & GATE_RING != 0 && !asked && self.streams.marked_ns(self.row(), card) == 0 {
+                    self.row().ask(card, os::now_ns());
+                    self.ring();
+                    asked = true;
+                }
+                break;
+            }
+            if !asked && place.unmarked_ns.load(Ordering::Relaxed) > 0 {
+                // So that the agent sees the end of what is on the card.
+                if let Some((_, lane)) = place.place(self.row()) {
+                    self.mark(place, lane, lane.launched_ns.load(Ordering::Acquire), stream, form);
+                }
+            }
+            self.row().ask(card, os::now_ns());
+            if !asked {
+                self.ring();
+            }
+            asked = true;
+            os::shared_futex_wait_for(&words.gate, gate, GATE_NAP_MS);
+        }
+        if asked {
+            self.row().ask(card, 0);
+        }
+    }
+
+    /// Before a launch that is marked: waits until little is on the card, and paces if no agent does that. Whether the
+    /// launch is measured.
+    #[cold]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of a launch, taken out of the hot path"
+    )]
+    fn make_room(
+        &self,
+        card: usize,
+        place: &Stream,
+        function: u64,
+        unmarked: u64,
+        brief: bool,
+        stream: u64,
+        form: Form,
+    ) -> bool {
+        let _errno = KeepErrno::new();
+        self.costs.collect();
+        let Ok(process) = process() else { return false };
+        let most = place
+            .words()
+            .map(|words| words.most_ns.load(Ordering::Relaxed))
+            .filter(|most| *most != 0)
+            .unwrap_or(MOST_NS);
+        let enough = || {
+            let pending = self.streams.marked_ns(self.row(), card);
+            let second = place.place(self.row()).is_none_or(|(_, lane)| {
+                lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed)
+            });
+            let room = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
+            // With one that is under way this is the second.
+            (pending == 0 || (room && (second || !brief)), pending)
+        };
+        let (mut ready, mut pending) = enough();
+        let mut news = os::now_ns();
+        let waits = !ready;
+        while !ready {
+            let now = os::now_ns();
+            // Whoever waits for room wants to launch too.
+            self.row().ask(card, now);
+            // Half of the way each time, so that the card is not left without work for long.
+            let left = pending.saturating_sub(now.saturating_sub(news));
+            let us = (left / 2_000).clamp(ROOM_LEAST_US, ROOM_NAP_US);
+            os::sleep_us(i64::try_from(us).unwrap_or(10));
+            let before = pending;
+            (ready, pending) = enough();
+            if pending != before {
+                news = now;
+            } else if now.saturating_sub(news) > ROOM_PATIENCE_NS.max(pending.saturating_mul(4)) {
+                break;
+            }
+        }
+        if waits {
+            self.row().ask(card, 0);
+        }
+        let cores = process.cores_permille(Card(card));
+        if let Some(pace) = self.pace.get(card).filter(|_| cores > 0 && cores < 1000) {
+            while !process.agent_is_heard() {
+                let Some(us) = pace.wait_us(os::now_ns(), unmarked, cores) else {
+                    break;
+                };
+                os::sleep_us(i64::try_from(us).unwrap_or_default());
+            }
+        }
+        if let Some(words) = place.words()
+            && waits
+            && words.gate.load(Ordering::Acquire) & GATE_CLOSED != 0
+        {
+            // The turn ended meanwhile.
+            self.wait_for_gate(card, place, Some(words), stream, form);
+        }
+        CAPTURES.load(Ordering::Relaxed) == 0 && self.costs.begin(function, stream, form)
+    }
+
+    /// Lets the card say when it has done everything that was launched in a stream up to here.
+    fn mark(&self, place: &Stream, lane: &Lane, launched_ns: u64, stream: u64, form: Form) {
+        place.unmarked_ns.store(0, Ordering::Relaxed);
+        lane.marked_ns.fetch_max(launched_ns, Ordering::AcqRel);
+        if let Some(address) = self.device_address(lane)
+            && write(stream, form, address, launched_ns)
+        {
+            return;
+        }
+        self.pinned.store(0, Ordering::Relaxed);
+        if CAPTURES.load(Ordering::Relaxed) != 0 {
+            // Nothing may be asked of the driver now that a capture does not allow.
+            return;
+        }
+        // This driver does not write from streams: the thread waits for its own work instead.
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's stream.
+        let code = unsafe {
+            match form {
+                Form::Legacy => cuStreamSynchronize(stream),
+                Form::PerThread => cuStreamSynchronize_ptsz(stream),
+            }
+        };
+        if code == SUCCESS {
+            lane.done_ns.fetch_max(launched_ns, Ordering::AcqRel);
+        }
+    }
+
+    /// Where the card writes for a lane; nothing when the driver does not pin the row.
+    fn device_address(&self, lane: &Lane) -> Option<u64> {
+        const REFUSALS: u32 = 8;
+        const PORTABLE_AND_MAPPED: u32 = 3;
+        const ALREADY: i32 = 712;
+        let row = self.row.load(Ordering::Relaxed);
+        let mut pinned = self.pinned.load(Ordering::Acquire);
+        if pinned == 0 {
+            if CAPTURES.load(Ordering::Relaxed) != 0 || self.refused.load(Ordering::Relaxed) >= REFUSALS {
+                return None;
+            }
+            let host = u64::try_from(row.expose_provenance()).ok()?;
+            // SAFETY: the row is mapped for ever; places for answers.
+            unsafe {
+                let code = cuMemHostRegister_v2(host, OWN_ROW, PORTABLE_AND_MAPPED);
+                if (code != SUCCESS && code != ALREADY)
+                    || cuMemHostGetDevicePointer_v2(&raw mut pinned, host, 0) != SUCCESS
+                {
+                    return None;
+                }
+            }
+            self.pinned.store(pinned, Ordering::Release);
+        }
+        let offset = (&raw const lane.done_ns).addr().checked_sub(row.addr())?;
+        pinned.checked_add(u64::try_from(offset).ok()?)
+    }
+}
+
+fn write(stream: u64, form: Form, address: u64, value: u64) -> bool {
+    // SAFETY: the caller's stream, and pinned memory that stays.
+    unsafe {
+        match form {
+            Form::Legacy => {
+                cuStreamWriteValue64_v2(stream, address, value, 0) == SUCCESS
+                    || cuStreamWriteValue64(stream, address, value, 0) == SUCCESS
+            }
+            Form::PerThread => {
+                cuStreamWriteValue64_v2_ptsz(stream, address, value, 0) == SUCCESS
+                    || cuStreamWriteValue64_ptsz(stream, address, value, 0) == SUCCESS
+            }
+        }
+    }
+}
+
+/// A context is gone, and its streams with it.
+pub(crate) fn context_gone() {
+    if ON.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    if let (Some(turns), Ok(process)) = (turns(), process()) {
+        turns.pinned.store(0, Ordering::Relaxed);
+        if process.has_no_context() {
+            turns.streams.forget_all(turns.row());
+        }
+    }
+}
