@@ -394,11 +394,16 @@ fn points(data: &Data, args: &PackingArgs, weights: Weights, answer: &mut Value)
     let bounds: Value = serde_json::from_str(&read("reference.json")?).context("reading reference.json")?;
     let floors: Value =
         serde_json::from_str(&read("../packing-floors.json")?).context("reading packing-floors.json")?;
+    let say = |text: &str| {
+        if !args.json {
+            tool::say(text);
+        }
+    };
     let mean = |trace, policy, at| mean(&outcomes, &seeds, trace, policy, at);
-    tool::say(
+    say(
         "| trace | tessera at 100 % | FGD | HAMi, modelled | bound | gap closed | tessera at 130 % | FGD | HAMi, modelled |",
     );
-    tool::say("|---|---|---|---|---|---|---|---|---|");
+    say("|---|---|---|---|---|---|---|---|---|");
     let (mut passed, mut closed_sum, mut rows) = (true, 0.0, Vec::new());
     for trace in TRACES {
         let [ours, fgd] = [mean(trace, Name::Tessera, 100)?, mean(trace, Name::Fgd, 100)?];
@@ -409,7 +414,7 @@ fn points(data: &Data, args: &PackingArgs, weights: Weights, answer: &mut Value)
             .with_context(|| format!("reference.json has no bound for {trace}"))?;
         let closed = (ours - fgd) / (bound - fgd);
         closed_sum += closed;
-        tool::say(&format!(
+        say(&format!(
             "| {trace} | {ours:.2} | {fgd:.2} | {hami:.2} | {bound:.2} | {:.0} % | {ours_end:.2} | {fgd_end:.2} | {hami_end:.2} |",
             100.0 * closed
         ));
@@ -422,12 +427,12 @@ fn points(data: &Data, args: &PackingArgs, weights: Weights, answer: &mut Value)
                 .as_f64()
                 .with_context(|| format!("packing-floors.json has no floor for {trace}"))?;
             if ours + 0.005 < floor {
-                tool::say(&format!("  {trace}: {ours:.2} is below its floor {floor:.2}"));
+                say(&format!("  {trace}: {ours:.2} is below its floor {floor:.2}"));
                 passed = false;
             }
         }
     }
-    tool::say(&format!(
+    say(&format!(
         "gap closed on average: {:.1} %",
         100.0 * closed_sum / TRACES.len() as f64
     ));

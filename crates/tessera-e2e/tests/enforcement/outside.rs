@@ -5,7 +5,7 @@ use tessera_testkit::conformance::enforcement::EnforcementCase;
 /// The case needs what this machine lacks.
 pub(crate) struct NotHere(pub(crate) &'static str);
 
-const CORES: &str = "core shares not enforced yet";
+const CORES: &str = "decided by turns, and this runner has no agent to give them; the tests of shim_turns have one";
 const WORDS: &str = "prose: has no steps; its parts are cases of their own";
 
 /// Cases whose outcome is decided by shares of a card's time, by its gates or by the words that another monitor writes
