@@ -427,8 +427,8 @@ fn writes(world: &World) -> Boxed<'_> {
             .since(mark)?
             .into_iter()
             .filter(|event| event.is_write() && event.request_uri.contains("/namespaces/writes/"))
-            // What the test itself and kube-scheduler write.
-            .filter(|event| !event.user_agent.starts_with("kube-scheduler"))
+            // What the test itself, kube-scheduler and the controllers write; these furnish a new namespace at leisure.
+            .filter(|event| !event.user_agent.starts_with("kube-"))
             .filter(|event| {
                 !(event.verb == "create"
                     && event
