@@ -409,9 +409,13 @@ async fn weather(stage: &Stage, namespace: &str, number: u32, seed: u64) -> Resu
     // The makers of a pod's containers; none is NVIDIA.
     let mut of: BTreeMap<String, Vec<Option<&Maker>>> = BTreeMap::new();
     for at in 0..number {
-        let containers = if dice.below(5) == 0 { 2 } else { 1 };
-        let maker = |_| pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
-        let makers: Vec<Option<&Maker>> = (0..containers).map(maker).collect();
+        let two = dice.below(5) == 0;
+        let mut makers = vec![pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at))];
+        let other = pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
+        // Two containers with cards of one maker are not every maker's to serve.
+        if two && other.map(|maker| maker.name) != makers.iter().flatten().next().map(|maker| maker.name) {
+            makers.push(other);
+        }
         let nvidia: &[(&str, &str)] = &[("nvidia.com/gpu", "1"), ("nvidia.com/gpumem", "2000")];
         let asks = makers.iter().map(|maker| maker.map_or(nvidia, |maker| maker.ask));
         let containers = asks
