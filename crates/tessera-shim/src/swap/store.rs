@@ -199,6 +199,7 @@ impl Space {
         result
     }
 
+    #[inline(never)]
     pub(super) fn enter(&self) {
         let mut waited = false;
         loop {
@@ -232,6 +233,7 @@ impl Space {
         }
     }
 
+    #[inline(never)]
     pub(super) fn leave(&self) {
         self.inside.fetch_sub(1, Ordering::SeqCst);
     }

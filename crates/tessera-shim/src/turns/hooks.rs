@@ -14,6 +14,11 @@ use crate::{
 
 const LEGACY: u64 = 1;
 
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a launch has eleven arguments; each further call moves them all"
+)]
 fn gated(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
     launch(function, stream, form, || {
         let _pass = swap::pass();
@@ -40,7 +45,7 @@ macro_rules! kernels {
     ($($name:ident($($more:ident),*) $form:ident;)*) => {$(
         /// A kernel with its grid, block and shared memory, then the stream.
         #[expect(clippy::too_many_arguments, reason = "the vendor's signature")]
-        #[inline]
+        #[inline(always)]
         pub(crate) fn $name(
             function: u64,
             _gx: u64,
@@ -192,7 +197,7 @@ pub(crate) fn destroy_stream(stream: u64, real: impl FnOnce() -> i32) -> i32 {
     let name = key(stream, Form::Legacy, context);
     if let Some(turns) = turns()
         && let Some(place) = turns.streams.find(name)
-        && let Some((_, lane)) = place.place(turns.row())
+        && let Some(lane) = place.lane()
         && place.unmarked_ns.load(Ordering::Relaxed) > 0
         && CAPTURES.load(Ordering::Relaxed) == 0
     {
@@ -213,15 +218,14 @@ pub(crate) unsafe fn synchronize(real: unsafe extern "C" fn(u64) -> i32, stream:
     let before = (ON.load(Ordering::Relaxed) != 0).then(|| {
         let turns = turns()?;
         let place = turns.streams.find(key(stream, form, context))?;
-        let launched = place.place(turns.row())?.1.launched_ns.load(Ordering::Acquire);
-        Some((turns, place, launched))
+        Some((place, place.lane()?.launched_ns.load(Ordering::Acquire)))
     });
     // SAFETY: the caller's argument.
     let code = unsafe { plain::synchronize(real, stream) };
     if code == SUCCESS
-        && let Some(Some((turns, place, launched))) = before
+        && let Some(Some((place, launched))) = before
     {
-        place.done(turns.row(), launched);
+        place.done(launched);
     }
     code
 }
@@ -250,7 +254,7 @@ pub(crate) unsafe fn synchronize_context(real: unsafe extern "C" fn() -> i32) ->
             }
         }
         turns.streams.each(|stream| {
-            if stream.place(turns.row()).is_some_and(|(_, lane)| lane.read().1 == 0) {
+            if stream.lane().is_some_and(|lane| lane.read().1 == 0) {
                 stream.unmarked_ns.store(0, Ordering::Relaxed);
             }
         });

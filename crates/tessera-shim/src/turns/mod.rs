@@ -134,66 +134,85 @@ fn row_of(turns: &Turns, process: &Process) -> Option<*mut TurnRow> {
     (!page.is_null()).then(|| page.cast())
 }
 
-/// A launch that passed the gate.
-struct Work<'a> {
-    turns: &'a Turns,
-    stream: &'a Stream,
-    lane: &'a Lane,
-    launched_ns: u64,
-    due: bool,
-    measured: bool,
-}
-
 /// Launches: waits for the turn of this container if it has to, and tells what was launched.
-#[inline]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a launch has eleven arguments; each further call moves them all"
+)]
 pub(crate) fn launch(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
     if ON.load(Ordering::Relaxed) == 0 {
         return real();
     }
-    let Some(work) = begin(function, stream, form) else {
-        return real();
-    };
+    let then = begin(function, stream, form);
     let code = real();
-    if work.due {
-        work.mark(code == SUCCESS, stream, form);
+    if !then.is_nothing() {
+        then.finish(code == SUCCESS, stream, form);
     }
     code
 }
 
-#[inline]
-fn begin(function: u64, stream: u64, form: Form) -> Option<Work<'static>> {
-    let turns = turns()?;
+/// What is to be done behind a launch: the address of the stream if it is to be marked, plus 1 if it was measured.
+#[derive(Clone, Copy)]
+struct Then(usize);
+
+impl Then {
+    const NOTHING: Self = Self(0);
+
+    #[inline]
+    fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+
+    fn mark(stream: &'static Stream, measured: bool) -> Self {
+        Self(core::ptr::from_ref(stream).expose_provenance() | usize::from(measured))
+    }
+
+    #[cold]
+    fn finish(self, launched: bool, stream: u64, form: Form) {
+        let _errno = KeepErrno::new();
+        let place: *const Stream = core::ptr::with_exposed_provenance(self.0 & !1);
+        // SAFETY: made by `mark` from a stream that is never given back; streams are aligned to 64.
+        let (Some(place), Some(turns)) = (unsafe { place.as_ref() }, turns()) else {
+            return;
+        };
+        if self.0 & 1 == 1 {
+            turns.costs.end(launched, stream, form);
+        }
+        if let Some(lane) = place.lane() {
+            turns.mark(place, lane, lane.launched_ns.load(Ordering::Acquire), stream, form);
+        }
+    }
+}
+
+#[inline(never)]
+fn begin(function: u64, stream: u64, form: Form) -> Then {
+    let Some(turns) = turns() else { return Then::NOTHING };
     if CAPTURES.load(Ordering::Relaxed) != 0 && capturing(stream, form) {
-        return None;
+        return Then::NOTHING;
     }
     let name = key(stream, form, context);
-    let place = match turns.streams.find(name) {
-        Some(place) => place,
-        None => turns.take_up(name)?,
+    let Some(place) = turns.streams.find(name).or_else(|| turns.take_up(name)) else {
+        return Then::NOTHING;
     };
-    let (card, lane) = place.place(turns.row())?;
+    let Some(lane) = place.lane() else { return Then::NOTHING };
     let words = place.words();
     if words.is_some_and(|words| words.gate.load(Ordering::Acquire) != 0) {
-        turns.wait_for_gate(card, place, words, stream, form);
+        turns.wait_for_gate(place, words, stream, form);
     }
     let known = turns.costs.of(function);
     let cost = if known == 0 { UNKNOWN_NS } else { known };
     let unmarked = place.unmarked_ns.fetch_add(cost, Ordering::Relaxed).wrapping_add(cost);
-    let brief = words.is_some_and(|words| words.brief.load(Ordering::Relaxed) != 0);
-    let due = known == 0 || unmarked >= MARK_NS || brief;
     // What is not known yet may be long: no more of it than of what has to give way at once.
-    let brief = brief || known == 0;
-    let measured = due && turns.make_room(card, place, function, unmarked, brief, stream, form);
+    let brief = known == 0 || words.is_some_and(|words| words.brief.load(Ordering::Relaxed) != 0);
+    let then = if brief || unmarked >= MARK_NS {
+        Then::mark(place, turns.make_room(place, function, unmarked, brief, stream, form))
+    } else {
+        Then::NOTHING
+    };
     let before = lane.launched_ns.fetch_add(cost, Ordering::AcqRel);
     place.before_ns.store(before, Ordering::Relaxed);
-    Some(Work {
-        turns,
-        stream: place,
-        lane,
-        launched_ns: before.wrapping_add(cost),
-        due,
-        measured,
-    })
+    then
 }
 
 /// The current context where it makes a difference: 0 in a process that has only one.
@@ -201,17 +220,6 @@ fn context() -> u64 {
     match process() {
         Ok(process) if process.has_one_context() => 0,
         _ => current_context(),
-    }
-}
-
-impl Work<'_> {
-    #[cold]
-    fn mark(&self, launched: bool, stream: u64, form: Form) {
-        let _errno = KeepErrno::new();
-        if self.measured {
-            self.turns.costs.end(launched, stream, form);
-        }
-        self.turns.mark(self.stream, self.lane, self.launched_ns, stream, form);
     }
 }
 
@@ -224,7 +232,7 @@ impl Turns {
 
     /// A stream that was not seen before.
     #[cold]
-    fn take_up(&self, name: u64) -> Option<&Stream> {
+    fn take_up(&'static self, name: u64) -> Option<&'static Stream> {
         let _errno = KeepErrno::new();
         let card = match place::current() {
             Place::Counted(process, card) if process.is_gated(card) => {
@@ -247,11 +255,12 @@ impl Turns {
 
     /// Waits until launches run, or nobody is there who could say so.
     #[cold]
-    fn wait_for_gate(&self, card: usize, place: &Stream, words: Option<&VerdictCard>, stream: u64, form: Form) {
+    fn wait_for_gate(&self, place: &Stream, words: Option<&VerdictCard>, stream: u64, form: Form) {
         let _errno = KeepErrno::new();
         let (Some(words), Ok(process)) = (words, process()) else {
             return;
         };
+        let card = place.card();
         let mut asked = false;
         loop {
             let gate = words.gate.load(Ordering::Acquire);
@@ -265,7 +274,7 @@ impl Turns {
             }
             if !asked && place.unmarked_ns.load(Ordering::Relaxed) > 0 {
                 // So that the agent sees the end of what is on the card.
-                if let Some((_, lane)) = place.place(self.row()) {
+                if let Some(lane) = place.lane() {
                     self.mark(place, lane, lane.launched_ns.load(Ordering::Acquire), stream, form);
                 }
             }
@@ -284,22 +293,10 @@ impl Turns {
     /// Before a launch that is marked: waits until little is on the card, and paces if no agent does that. Whether the
     /// launch is measured.
     #[cold]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of a launch, taken out of the hot path"
-    )]
-    fn make_room(
-        &self,
-        card: usize,
-        place: &Stream,
-        function: u64,
-        unmarked: u64,
-        brief: bool,
-        stream: u64,
-        form: Form,
-    ) -> bool {
+    fn make_room(&self, place: &Stream, function: u64, unmarked: u64, brief: bool, stream: u64, form: Form) -> bool {
         let _errno = KeepErrno::new();
         self.costs.collect();
+        let card = place.card();
         let Ok(process) = process() else { return false };
         let most = place
             .words()
@@ -308,16 +305,16 @@ impl Turns {
             .unwrap_or(MOST_NS);
         let enough = || {
             let pending = self.streams.marked_ns(self.row(), card);
-            let second = place.place(self.row()).is_none_or(|(_, lane)| {
-                lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed)
-            });
+            let second = place
+                .lane()
+                .is_none_or(|lane| lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed));
             let room = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
             // With one that is under way this is the second.
             (pending == 0 || (room && (second || !brief)), pending)
         };
         let (mut ready, mut pending) = enough();
-        let mut news = os::now_ns();
         let waits = !ready;
+        let mut news = if waits { os::now_ns() } else { 0 };
         while !ready {
             let now = os::now_ns();
             // Whoever waits for room wants to launch too.
@@ -351,7 +348,7 @@ impl Turns {
             && words.gate.load(Ordering::Acquire) & GATE_CLOSED != 0
         {
             // The turn ended meanwhile.
-            self.wait_for_gate(card, place, Some(words), stream, form);
+            self.wait_for_gate(place, Some(words), stream, form);
         }
         CAPTURES.load(Ordering::Relaxed) == 0 && self.costs.begin(function, stream, form)
     }

@@ -15,10 +15,13 @@ const GONE: u64 = 4;
 
 /// One stream. Valid when zero.
 #[repr(C, align(64))]
+#[derive(Debug)]
 pub(super) struct Stream {
     key: AtomicU64,
     words: AtomicPtr<VerdictCard>,
-    /// Place of the lane, plus one; 0 when work of this stream passes freely.
+    /// The lane; null when work of this stream passes freely.
+    place: AtomicPtr<Lane>,
+    /// Place of the lane, plus one; 0 for none.
     lane: AtomicU32,
     card: AtomicU32,
     /// Predicted work since the last mark, in nanoseconds.
@@ -28,12 +31,16 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// The card by its place in the grant, and the lane; nothing when work passes freely.
+    /// The lane; nothing when work passes freely.
     #[inline]
-    pub(super) fn place<'a>(&self, row: &'a TurnRow) -> Option<(usize, &'a Lane)> {
-        let lane = self.lane.load(Ordering::Relaxed).checked_sub(1)?;
-        let lane = row.lanes().get(usize::try_from(lane).ok()?)?;
-        Some((usize::try_from(self.card.load(Ordering::Relaxed)).ok()?, lane))
+    pub(super) fn lane(&self) -> Option<&'static Lane> {
+        // SAFETY: null, or a lane of a row that is never given back.
+        unsafe { self.place.load(Ordering::Relaxed).cast_const().as_ref() }
+    }
+
+    /// The card by its place in the grant.
+    pub(super) fn card(&self) -> usize {
+        usize::try_from(self.card.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
     /// The words of the card in the verdict.
@@ -45,15 +52,24 @@ impl Stream {
 }
 
 /// What names a stream: its handle, or for the default streams the context (0 where there is only one) or the thread.
+#[inline]
 pub(super) fn key(stream: u64, form: Form, context: impl FnOnce() -> u64) -> u64 {
+    if stream > 2 {
+        stream << 2 | 1
+    } else {
+        default_key(stream, form, context())
+    }
+}
+
+#[inline]
+fn default_key(stream: u64, form: Form, context: u64) -> u64 {
     match (stream, form) {
         (0, Form::PerThread) | (2, _) => {
             // SAFETY: no conditions.
             let thread = unsafe { libc::pthread_self() };
-            (thread ^ context().rotate_left(20)) << 2 | 3
+            (thread ^ context.rotate_left(20)) << 2 | 3
         }
-        (0 | 1, _) => context() << 2 | 2,
-        _ => stream << 2 | 1,
+        _ => context << 2 | 2,
     }
 }
 
@@ -67,14 +83,22 @@ pub(super) struct Streams {
 
 impl Streams {
     fn path(&self, key: u64) -> impl Iterator<Item = &Stream> {
-        let first = usize::try_from(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap_or_default();
-        let (before, after) = self.places.split_at(first.min(PLACES));
+        let (before, after) = self.places.split_at(Self::first(key).min(PLACES));
         after.iter().chain(before)
     }
 
     /// The stream with this name.
     #[inline]
     pub(super) fn find(&self, key: u64) -> Option<&Stream> {
+        let first = self.places.get(Self::first(key))?;
+        if first.key.load(Ordering::Acquire) == key {
+            return Some(first);
+        }
+        self.find_further(key)
+    }
+
+    #[cold]
+    fn find_further(&self, key: u64) -> Option<&Stream> {
         for stream in self.path(key) {
             match stream.key.load(Ordering::Acquire) {
                 known if known == key => return Some(stream),
@@ -83,6 +107,10 @@ impl Streams {
             }
         }
         None
+    }
+
+    fn first(key: u64) -> usize {
+        usize::try_from(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap_or_default()
     }
 
     /// Takes a stream up. `card` is its place in the grant and its words, nothing when its work passes freely.
@@ -98,7 +126,7 @@ impl Streams {
         };
         let free = |stream: &&Stream| matches!(stream.key.load(Ordering::Relaxed), 0 | GONE);
         // All taken: a stream with nothing on the card gives up its place; it is taken up again when it comes.
-        let idle = || self.path(key).find(|stream| stream.is_idle(row));
+        let idle = || self.path(key).find(|stream| stream.is_idle());
         let Some(place) = self.path(key).find(free).or_else(idle) else {
             // All busy: it tells together with another one.
             return self
@@ -113,6 +141,11 @@ impl Streams {
             .card
             .store(u32::try_from(number).unwrap_or(u32::MAX), Ordering::Relaxed);
         place.lane.store(lane, Ordering::Relaxed);
+        let found = lane
+            .checked_sub(1)
+            .and_then(|index| row.lanes().get(usize::try_from(index).ok()?));
+        let found = found.map_or(core::ptr::null_mut(), |lane| core::ptr::from_ref(lane).cast_mut());
+        place.place.store(found, Ordering::Relaxed);
         place.unmarked_ns.store(0, Ordering::Relaxed);
         place.before_ns.store(0, Ordering::Relaxed);
         place.key.store(key, Ordering::Release);
@@ -137,7 +170,7 @@ impl Streams {
             Some(next)
         });
         let found = found.or_else(|| {
-            let stream = self.places.iter().find(|stream| stream.is_idle(row))?;
+            let stream = self.places.iter().find(|stream| stream.is_idle())?;
             stream.key.store(GONE, Ordering::Release);
             stream.lane.load(Ordering::Relaxed).checked_sub(1)
         });
@@ -196,14 +229,14 @@ impl Streams {
 }
 
 impl Stream {
-    fn is_idle(&self, row: &TurnRow) -> bool {
+    fn is_idle(&self) -> bool {
         !matches!(self.key.load(Ordering::Relaxed), 0 | GONE)
-            && self.place(row).is_some_and(|(_, lane)| lane.marked_pending_ns() == 0)
+            && self.lane().is_some_and(|lane| lane.marked_pending_ns() == 0)
     }
 
     /// Takes everything of this stream for done that was launched up to here.
-    pub(super) fn done(&self, row: &TurnRow, launched_ns: u64) {
-        if let Some((_, lane)) = self.place(row) {
+    pub(super) fn done(&self, launched_ns: u64) {
+        if let Some(lane) = self.lane() {
             lane.done_ns.fetch_max(launched_ns, Ordering::AcqRel);
             if lane.launched_ns.load(Ordering::Relaxed) == launched_ns {
                 self.unmarked_ns.store(0, Ordering::Relaxed);
@@ -236,20 +269,17 @@ mod tests {
         let first = streams.add(row, a, card()).unwrap();
         let second = streams.add(row, b, card()).unwrap();
         assert!(core::ptr::eq(first, streams.find(a).unwrap()));
-        assert!(!core::ptr::eq(
-            first.place(row).unwrap().1,
-            second.place(row).unwrap().1
-        ));
-        assert_eq!(first.place(row).unwrap().0, 2);
+        assert!(!core::ptr::eq(first.lane().unwrap(), second.lane().unwrap()));
+        assert_eq!(first.card(), 2);
         let free = streams.add(row, key(0x3000, Form::Legacy, || 0), None).unwrap();
-        assert!(free.place(row).is_none());
+        assert!(free.lane().is_none());
     }
 
     #[test]
     fn a_lane_of_a_destroyed_stream_is_used_again_when_its_work_is_done() {
         let (streams, row): (&Streams, &TurnRow) = (fresh(), fresh());
         let name = |n: u64| key(n << 8, Form::Legacy, || 0);
-        let lane = |n: u64| core::ptr::from_ref(streams.find(name(n)).unwrap().place(row).unwrap().1);
+        let lane = |n: u64| core::ptr::from_ref(streams.find(name(n)).unwrap().lane().unwrap());
         streams.add(row, name(1), card()).unwrap();
         let first = lane(1);
         row.lanes().first().unwrap().launched_ns.store(10, Ordering::Relaxed);
@@ -266,8 +296,8 @@ mod tests {
         let (streams, row): (&Streams, &TurnRow) = (fresh(), fresh());
         for n in 1..2000_u64 {
             let stream = streams.add(row, key(n << 6, Form::Legacy, || 0), card()).unwrap();
-            let (card, lane) = stream.place(row).unwrap();
-            assert_eq!((card, lane.card.load(Ordering::Relaxed)), (2, 3));
+            let lane = stream.lane().unwrap();
+            assert_eq!((stream.card(), lane.card.load(Ordering::Relaxed)), (2, 3));
             // Every second one stays busy, until all lanes are.
             lane.launched_ns.fetch_add(n % 2, Ordering::Relaxed);
             lane.marked_ns.fetch_add(n % 2, Ordering::Relaxed);
@@ -288,11 +318,11 @@ mod tests {
     fn only_what_the_card_will_report_is_waited_for() {
         let (streams, row): (&Streams, &TurnRow) = (fresh(), fresh());
         let stream = streams.add(row, key(64, Form::Legacy, || 0), card()).unwrap();
-        let lane = stream.place(row).unwrap().1;
+        let lane = stream.lane().unwrap();
         lane.launched_ns.store(900, Ordering::Relaxed);
         lane.marked_ns.store(600, Ordering::Relaxed);
         assert_eq!((streams.marked_ns(row, 2), streams.marked_ns(row, 1)), (600, 0));
-        stream.done(row, 900);
+        stream.done(900);
         assert_eq!(streams.marked_ns(row, 2), 0);
         assert_eq!(lane.read().1, 0);
     }
