@@ -131,7 +131,14 @@ impl SwapFigures {
     }
 }
 
+/// Places of the words that the agent reads from the file.
+pub(crate) const HIGH_AT: u64 = 12;
+pub(crate) const ROWS_AT: u64 = 64;
+
 const _: () = {
+    assert!(core::mem::offset_of!(SwapReports, high) as u64 == HIGH_AT);
+    assert!(core::mem::offset_of!(SwapReports, rows) as u64 == ROWS_AT);
+    assert!(core::mem::offset_of!(SwapRow, resident_bytes) == 8 && core::mem::offset_of!(SwapRow, beat_ns) == 48);
     assert!(size_of::<SwapRow>() == 64 && size_of::<OrderWords>() == 64);
     assert!(core::mem::offset_of!(SwapOrders, cards) == 64 && core::mem::offset_of!(SwapReports, rows) == 64);
 };
@@ -278,12 +285,6 @@ impl SwapReports {
     pub fn use_row(&self, slot: usize) {
         let high = u32::try_from(slot.saturating_add(1)).unwrap_or(u32::MAX);
         self.high.fetch_max(high, Ordering::Relaxed);
-    }
-
-    /// Rows that may be in use: all below this.
-    #[must_use]
-    pub fn rows_used(&self) -> usize {
-        usize::try_from(self.high.load(Ordering::Relaxed)).map_or(MAX_SLOTS, |high| high.min(MAX_SLOTS))
     }
 }
 

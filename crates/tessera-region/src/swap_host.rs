@@ -1,14 +1,19 @@
 //! The agent's side of the pages for moving memory: orders out, reports in.
 
+use core::mem::MaybeUninit;
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     ptr,
 };
 
-use crate::{MAX_SLOTS, Order, SWAP_ORDER_SIZE, SWAP_REPORT_SIZE, SwapFigures, SwapOrders, SwapReports, fs::GrantDir};
+use crate::{
+    MAX_CARDS, MAX_SLOTS, Order, SWAP_ORDER_SIZE, SWAP_REPORT_MAGIC, SwapFigures, SwapOrders, SwapRow,
+    fs::GrantDir,
+    swap::{HIGH_AT, ROWS_AT, fresh_head},
+};
 
 /// Why the pages of a container are not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -114,9 +119,12 @@ pub struct SwapContainer {
 }
 
 /// The pages of one container.
+///
+/// The reports are read as a file: a tenant can cut its own short, and a look at a mapping of what is gone would end the
+/// agent.
 pub struct SwapHost {
     orders: Mapping,
-    reports: Mapping,
+    reports: File,
 }
 
 impl core::fmt::Debug for SwapHost {
@@ -125,15 +133,15 @@ impl core::fmt::Debug for SwapHost {
     }
 }
 
-// SAFETY: the pages are atomics in shared memory, and the mappings are given back once.
+// SAFETY: the page is atomics in shared memory, and the mapping is given back once.
 #[expect(unsafe_code, reason = "mappings may go from thread to thread")]
 unsafe impl Send for SwapHost {}
 // SAFETY: as above.
-#[expect(unsafe_code, reason = "the pages are atomics")]
+#[expect(unsafe_code, reason = "the page is atomics")]
 unsafe impl Sync for SwapHost {}
 
 impl SwapHost {
-    /// Maps the pages of a grant.
+    /// Opens the pages of a grant.
     ///
     /// # Errors
     /// [`SwapHostError`]: no such pages, or not of this version.
@@ -141,13 +149,17 @@ impl SwapHost {
     pub fn open(dir: &GrantDir) -> Result<Self, SwapHostError> {
         let (order, report) = (dir.swap_order_file(), dir.swap_report_file());
         let orders = Mapping::of(&order, SWAP_ORDER_SIZE)?;
-        let reports = Mapping::of(&report, SWAP_REPORT_SIZE)?;
-        // SAFETY: fresh mappings of the full size, aligned to a page.
+        // SAFETY: a fresh mapping of the full size, aligned to a page.
         if unsafe { SwapOrders::from_ptr(orders.page) }.is_none() {
             return Err(SwapHostError::NoPage(order));
         }
-        // SAFETY: as above.
-        if unsafe { SwapReports::from_ptr(reports.page) }.is_none() {
+        let reports = File::open(&report).map_err(|source| SwapHostError::Io {
+            path: report.clone(),
+            source,
+        })?;
+        let known = fresh_head(SWAP_REPORT_MAGIC);
+        let mut head = [0; 12];
+        if reports.read_exact_at(&mut head, 0).is_err() || head != known {
             return Err(SwapHostError::NoPage(report));
         }
         Ok(Self { orders, reports })
@@ -159,10 +171,13 @@ impl SwapHost {
         unsafe { SwapOrders::from_ptr(self.orders.page) }
     }
 
-    #[expect(unsafe_code, reason = "looks at a mapping")]
-    fn reports(&self) -> Option<&SwapReports> {
-        // SAFETY: mapped as long as this lives. A tenant that breaks the head loses its reports.
-        unsafe { SwapReports::from_ptr(self.reports.page) }
+    /// Rows that may be in use: all below this; none when the tenant broke its file.
+    fn rows_used(&self) -> usize {
+        let mut high = [0; 4];
+        if self.reports.read_exact_at(&mut high, HIGH_AT).is_err() {
+            return 0;
+        }
+        usize::try_from(u32::from_le_bytes(high)).map_or(MAX_SLOTS, |high| high.min(MAX_SLOTS))
     }
 
     /// Gives an order for a card, by its place in the grant, and wakes the processes. Its number; 0 when there is no
@@ -187,8 +202,7 @@ impl SwapHost {
     #[must_use]
     pub fn container(&self, card: usize, now_ns: u64) -> SwapContainer {
         let mut all = SwapContainer::default();
-        let rows = self.reports().map_or(0, SwapReports::rows_used);
-        for figures in (0..rows).filter_map(|slot| self.figures(slot, card)) {
+        for figures in (0..self.rows_used()).filter_map(|slot| self.figures(slot, card)) {
             if !figures.is_live(now_ns) {
                 continue;
             }
@@ -209,7 +223,53 @@ impl SwapHost {
 
     /// What the process at a place of the account says of a card; nothing where there is no row.
     #[must_use]
+    #[expect(unsafe_code, reason = "reads a row as it lies in the file")]
     pub fn figures(&self, slot: usize, card: usize) -> Option<SwapFigures> {
-        (slot < MAX_SLOTS).then(|| self.reports()?.row(slot, card).map(crate::SwapRow::read))?
+        if slot >= MAX_SLOTS || card >= MAX_CARDS {
+            return None;
+        }
+        let row_at = slot
+            .checked_mul(MAX_CARDS)?
+            .checked_add(card)?
+            .checked_mul(size_of::<SwapRow>())?;
+        let at = ROWS_AT.checked_add(u64::try_from(row_at).ok()?)?;
+        let mut row = MaybeUninit::<SwapRow>::zeroed();
+        // SAFETY: the bytes of the row, all initialised to zero.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(row.as_mut_ptr().cast::<u8>(), size_of::<SwapRow>()) };
+        self.reports.read_exact_at(bytes, at).ok()?;
+        // SAFETY: initialised, and every bit pattern is valid.
+        Some(unsafe { row.assume_init_ref() }.read())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{CardFlags, CardGrant, Grant, GrantId, fs::create_grant_dir};
+
+    #[test]
+    fn a_tenant_that_cuts_its_reports_short_is_a_tenant_without_reports() {
+        let root = tempfile::tempdir().unwrap();
+        let mut card = CardGrant::with_memory("GPU-a", 1 << 30).unwrap();
+        card.flags = card.flags.with(CardFlags::SWAP);
+        let mut grant = Grant::new(GrantId::from_bytes([7; 16]), "uid", "main").unwrap();
+        grant.push_card(card).unwrap();
+        let dir = create_grant_dir(root.path(), &grant).unwrap();
+        let host = SwapHost::open(&dir).unwrap();
+        let file = OpenOptions::new().write(true).open(dir.swap_report_file()).unwrap();
+        // Row 2, card 0: a process with 4096 bytes that is there.
+        let row = ROWS_AT + 2 * u64::try_from(MAX_CARDS * size_of::<SwapRow>()).unwrap();
+        file.write_all_at(&3_u32.to_le_bytes(), HIGH_AT).unwrap();
+        file.write_all_at(&4096_u64.to_le_bytes(), row + 8).unwrap();
+        file.write_all_at(&monotonic_ns().to_le_bytes(), row + 48).unwrap();
+        let said = host.container(0, monotonic_ns());
+        assert_eq!((said.processes, said.resident_bytes), (1, 4096));
+        for length in [row + 8, 4096, 0] {
+            file.set_len(length).unwrap();
+            assert_eq!(host.container(0, monotonic_ns()), SwapContainer::default(), "{length}");
+        }
+        assert_eq!(host.figures(MAX_SLOTS, 0), None);
+        assert_eq!(host.figures(0, MAX_CARDS), None);
     }
 }
