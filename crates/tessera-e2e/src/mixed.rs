@@ -412,12 +412,10 @@ async fn weather(stage: &Stage, namespace: &str, number: u32, seed: u64) -> Resu
         let two = dice.below(5) == 0;
         let mut makers = vec![pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at))];
         let other = pick(&mut dice, MAKERS.len() + 1).and_then(|at| MAKERS.get(at));
-        makers.push(other);
+        // Two containers with cards of one maker are not every maker's to serve.
         let name = |maker: &Option<&Maker>| maker.map(|maker| maker.name);
-        // Two containers with cards of one maker are not every maker's to serve. MetaX's plugin takes the pod that was
-        // bound first once another plugin has given the lock back: docs/pods.md names that hole.
-        if !two || name(&makers[0]) == name(&other) || makers.iter().any(|maker| name(maker) == Some("metax")) {
-            makers.truncate(1);
+        if two && makers.iter().all(|first| name(first) != name(&other)) {
+            makers.push(other);
         }
         let nvidia: &[(&str, &str)] = &[("nvidia.com/gpu", "1"), ("nvidia.com/gpumem", "2000")];
         let asks = makers.iter().map(|maker| maker.map_or(nvidia, |maker| maker.ask));

@@ -304,21 +304,27 @@ impl App {
         }
     }
 
-    /// Refuses while another pod with cards of several makers waits on the node for the rest of its plugins.
+    /// Refuses while the lock would send a plugin to the wrong pod, because it names one pod only and the first plugin
+    /// that answers gives it back:
     ///
-    /// The first of them gives the lock back when it has answered. A lock for the next pod at that moment would send
-    /// the others to the wrong pod. The kubelet asks all plugins before it tells that the pod has started.
+    /// - Another pod with cards of several makers that share the lock waits on the node for the rest of its plugins.
+    ///   The kubelet asks all of them before it tells that the pod has started.
+    /// - This pod has cards of several such makers, and another pod of one of them is still pending there. Without the
+    ///   lock some plugins take the oldest of these, even one that they have served, however long it has waited.
     async fn all_served(&self, promise: &Promise, key: &str) -> Result<(), ApiError> {
         let view = self.books.view();
         let own_node = view.own_agents.contains(&promise.node);
         let shares_lock = |class: &&Keyword| self.lock_of(class, own_node).is_some_and(|lock| lock.key() == key);
+        let own = promise.demand.classes();
+        let own: BTreeSet<&Keyword> = own.iter().filter(shares_lock).collect();
         let bookings = view
             .snapshot
             .node(promise.node.as_str())
             .map_or(&[][..], NodeState::bookings);
         for other in bookings {
-            let sharing: BTreeSet<&Keyword> = other.classes().filter(shares_lock).collect();
-            if sharing.len() < 2 || other.pod.uid == promise.demand.pod.uid {
+            let theirs: BTreeSet<&Keyword> = other.classes().filter(shares_lock).collect();
+            let (half, amid) = (theirs.len() > 1, own.len() > 1 && !own.is_disjoint(&theirs));
+            if other.pod.uid == promise.demand.pod.uid || !(half || amid) {
                 continue;
             }
             let Some(pod) = read_pod(&self.cluster.client, &other.pod.namespace, &other.pod.name).await? else {
@@ -328,19 +334,20 @@ impl App {
                 .annotation(keys::BIND_TIME)
                 .and_then(|text| text.parse::<i64>().ok());
             let recent = bound_at.is_some_and(|at| now().saturating_sub(at) < self.cluster.locks.timeout_seconds());
-            let waits = pod.id.uid == other.pod.uid
+            let pending = pod.id.uid == other.pod.uid
                 && pod.node_name.as_deref() == Some(promise.node.as_str())
-                && pod.phase == PodPhase::Pending
-                && pod.started_at.is_none();
-            if waits && recent {
-                return Err(ApiError::refused(
-                    format!("locking node {}", promise.node),
-                    format!(
-                        "pod {} has cards of several makers, and not all of their plugins have answered yet",
-                        pod.id
-                    ),
-                ));
-            }
+                && pod.phase == PodPhase::Pending;
+            let why = if half && pending && recent && pod.started_at.is_none() {
+                "has cards of several makers, and not all of their plugins have answered yet"
+            } else if amid && pending {
+                "has not started yet, and a pod with cards of several makers is bound only while nobody else waits for their plugins"
+            } else {
+                continue;
+            };
+            return Err(ApiError::refused(
+                format!("locking node {}", promise.node),
+                format!("pod {} {why}", pod.id),
+            ));
         }
         Ok(())
     }

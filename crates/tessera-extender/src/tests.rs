@@ -335,7 +335,8 @@ async fn while_a_pod_of_two_makers_is_half_served_its_node_is_locked_for_nobody_
     while fixture.books.view().snapshot.node("n1").is_none() {
         tokio::task::yield_now().await;
     }
-    let limits = json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000", "hygon.com/dcunum": "1", "hygon.com/dcumem": "1000"});
+    let limits = json!({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000", "hygon.com/dcunum": "1", "hygon.com/dcumem": "1000",
+        "hygon.com/dcucores": "10"});
     let mut mixed = pod("mixed", 0);
     mixed["spec"]["containers"][0]["resources"]["limits"] = limits;
     let answer = fixture.filter(&mixed, &["n1"]).await;
@@ -376,6 +377,28 @@ async fn while_a_pod_of_two_makers_is_half_served_its_node_is_locked_for_nobody_
         set(bound(bound_at, &status));
         assert_eq!(bind_next().await, "", "{status}");
         assert!(server.lock().unwrap().lock.as_ref().unwrap().ends_with(",ns,next"));
+    }
+
+    // A second one of both makers waits until the first is no longer pending: without a lock a plugin may take the oldest.
+    let mut second = pod("second", 0);
+    second["spec"]["containers"][0]["resources"]["limits"] =
+        mixed["spec"]["containers"][0]["resources"]["limits"].clone();
+    for (bound_at, phase, outcome) in [
+        (
+            now - 301,
+            "Pending",
+            "locking node n1: pod ns/mixed has not started yet, and a pod with cards of several makers is bound only \
+             while nobody else waits for their plugins",
+        ),
+        (now, "Running", ""),
+    ] {
+        set(bound(
+            bound_at,
+            &json!({"phase": phase, "startTime": "2026-01-01T00:00:00Z"}),
+        ));
+        let answer = fixture.filter(&second, &["n1"]).await;
+        assert_eq!(answer["NodeNames"], json!(["n1"]), "{answer}");
+        assert_eq!(fixture.bind("second", "n1").await, outcome);
     }
 }
 
