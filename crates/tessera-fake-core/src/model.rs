@@ -102,8 +102,11 @@ impl ClockSpec {
     pub(crate) fn words(self) -> (u32, u64) {
         match self {
             Self::Wall => (0, 1000),
-            // The range was checked.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "the range was checked"
+            )]
             Self::Scaled(factor) => (2, (factor * 1000.0) as u64),
             Self::Virtual { .. } => (3, 1000),
         }

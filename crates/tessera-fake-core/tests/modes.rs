@@ -31,7 +31,7 @@ fn wait_for_state(pid: u32, wanted: char) {
 
 fn signal(client: &Client, number: i32) {
     // SAFETY: a signal to our own child.
-    #[allow(unsafe_code)]
+    #[expect(unsafe_code, reason = "a call of the system's")]
     let sent = unsafe { libc::kill(client.child.id().try_into().unwrap(), number) };
     assert_eq!(sent, 0);
 }

@@ -63,10 +63,10 @@ macro_rules! entry_point {
     ($name:ident ($($arg:ident : $type:ty),* $(,)?) $body:block $pt:literal) => {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $type),*) -> ::std::ffi::c_int {
-            #[allow(dead_code)]
+            #[allow(dead_code, reason = "not every entry asks which form it is")]
             const PT: bool = $pt;
             crate::abi::guard(stringify!($name), move || -> crate::abi::R {
-                #[allow(unused_unsafe)]
+                #[allow(unused_unsafe, reason = "not every entry needs it")]
                 // SAFETY: the caller keeps the contract of the driver interface: pointers are
                 // null or point to what the signature says.
                 unsafe { $body }

@@ -40,7 +40,7 @@ macro_rules! api {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $type),*) -> ::std::ffi::c_int {
             crate::abi::guard(stringify!($name), move || -> crate::abi::R {
-                #[allow(unused_unsafe)]
+                #[allow(unused_unsafe, reason = "not every entry needs it")]
                 // SAFETY: the caller keeps the contract of the library: pointers are null or
                 // point to what the signature says.
                 unsafe { $body }
