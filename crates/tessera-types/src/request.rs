@@ -105,6 +105,9 @@ pub struct Demand {
     /// What classes asked for want to know of the pod when others share its cards.
     #[serde(default)]
     pub facts: BTreeMap<Keyword, BTreeMap<String, String>>,
+    /// CPU that the pod asks for, milli-cores. It decides nothing but scores; whether it fits is kube-scheduler's.
+    #[serde(default)]
+    pub cpu_milli: u32,
     /// The pod's own node policy, if it names one.
     pub node_policy: Option<NodePolicy>,
     /// The pod's own card policy, if it names one.

@@ -203,6 +203,7 @@ fn demand() -> Demand {
         containers: vec![],
         selections: vec![],
         facts: BTreeMap::new(),
+        cpu_milli: 0,
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),
