@@ -1,7 +1,5 @@
 //! What holds under every policy, whatever comes and goes.
 
-#![expect(clippy::unwrap_used, reason = "the set-up of a test may end it")]
-
 use proptest::prelude::*;
 use tessera_packing::{
     Cluster, Fragmentation, ModelSet, Models, Node, Placement, Policy, Request, WHOLE, Weights, Workload,
