@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-turns", &[]),
     ("tessera-enforce", &["tessera-region"]),
     ("tessera-wire", &["tessera-types"]),
-    ("tessera-engine", &["tessera-types", "tessera-wire"]),
+    ("tessera-engine", &["tessera-types", "tessera-wire", "tessera-packing"]),
     ("tessera-packing", &[]),
     ("tessera-vendors", &["tessera-types", "tessera-wire", "tessera-engine"]),
     ("tessera-kube", &["tessera-types", "tessera-wire", "tessera-engine"]),

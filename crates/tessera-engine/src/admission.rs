@@ -382,7 +382,7 @@ fn check_policies(pod: &PodView) -> Result<(), RequestError> {
     if let Some(text) = pod.annotation(keys::NODE_POLICY).filter(|text| !text.trim().is_empty())
         && NodePolicy::parse(text).is_none()
     {
-        return refuse(keys::NODE_POLICY, text.trim(), &["binpack", "spread"]);
+        return refuse(keys::NODE_POLICY, text.trim(), &NodePolicy::NAMES);
     }
     if let Some(text) = pod.annotation(keys::GPU_POLICY)
         && let (_, unknown) = CardPolicy::parse(text)

@@ -18,6 +18,7 @@ use crate::fit::{ContainerFit, Given, Placed, Scratch, TrialCard, fit_one, fit_p
 use crate::holding::Holding;
 use crate::node::{CardUse, ClassOnNode, NodeFacts, NodeState, Nomination};
 use crate::order;
+use crate::pack::ScoreTerms;
 use crate::quota::Room;
 use crate::shape::{self, Shape};
 use crate::snapshot::Snapshot;
@@ -52,12 +53,15 @@ pub enum Candidates<'a> {
 pub struct NodeFit {
     /// Which.
     pub node: NodeName,
-    /// Its score before this pod, with what the classes add; larger is fuller.
+    /// Its score, with what the classes add. Under binpack and spread the fill before this pod, larger is fuller; under
+    /// a policy that packs, what the placement is worth.
     pub score: f64,
     /// With which cards.
     pub allocation: Arc<Allocation>,
     /// Its fill with this pod; decides between equal scores.
     pub score_after: f32,
+    /// What the score is made of, under a policy that packs.
+    pub terms: Option<ScoreTerms>,
 }
 
 impl NodeFit {
@@ -67,6 +71,7 @@ impl NodeFit {
             score: placed.score,
             allocation: Arc::clone(&placed.allocation),
             score_after: placed.score_after,
+            terms: placed.terms,
         }
     }
 }
@@ -286,6 +291,7 @@ impl Engine {
                 closed_by_node: None,
                 facts: BTreeMap::new(),
             }],
+            cpu: None,
             others: Vec::new(),
         };
         let usage = cards
@@ -305,6 +311,7 @@ impl Engine {
             unknown: None,
             rule: None,
             node_policy: self.defaults.node_policy,
+            packing: None,
             card_policy: policy.unwrap_or(&self.defaults.card_policy).clone(),
             weights: Weights::default(),
         };
@@ -343,6 +350,7 @@ impl Engine {
             demand,
             self.defaults.node_policy,
             &self.defaults.card_policy,
+            &snapshot.packed,
             |at| self.room(snapshot, demand, own, at),
         )
     }
@@ -369,6 +377,7 @@ pub(crate) fn demand_of(vendors: &Vendors, pod: &PodView) -> Result<Demand, Requ
         selections: Vec::new(),
         facts: BTreeMap::new(),
         rule: None,
+        cpu_milli: pod.cpu_milli(),
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),

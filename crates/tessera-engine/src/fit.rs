@@ -14,6 +14,7 @@ use tessera_types::{
 
 use crate::node::{CardView, Held, NodeState};
 use crate::order::{self, Rank};
+use crate::pack::ScoreTerms;
 use crate::quota::Room;
 use crate::shape::Shape;
 use crate::vendor::{Candidate, Earlier, FitContext, Rules, Take, Vendor, Vendors, Want};
@@ -27,6 +28,8 @@ pub struct Placed {
     pub score: f64,
     /// Its fill with this pod; decides between equal scores.
     pub score_after: f32,
+    /// What the score is made of, under a policy that packs.
+    pub terms: Option<ScoreTerms>,
 }
 
 /// A card given to a container, before and after rounding.
@@ -159,7 +162,11 @@ pub(crate) fn fit_pod(
             settle(scratch, number, container.role);
         }
     }
-    let mut score = f64::from(node.base_score());
+    let terms = shape.content.packing.as_ref().map(|packing| {
+        let added = scratch.pod.iter().map(|on_card| on_card.effective());
+        packing.terms(node, added)
+    });
+    let mut score = terms.map_or_else(|| f64::from(node.base_score()), ScoreTerms::sum);
     for (class, placed) in &allocation.classes {
         if let Some(at) = vendors.position(class)
             && let Some(vendor) = vendors.at(at)
@@ -179,6 +186,7 @@ pub(crate) fn fit_pod(
         allocation: Arc::new(allocation),
         score,
         score_after,
+        terms,
     })
 }
 

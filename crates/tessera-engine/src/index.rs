@@ -55,10 +55,7 @@ impl Key {
 fn rank(policy: NodePolicy, value: f64) -> i64 {
     let bits = value.to_bits().cast_signed();
     let ascending = if bits < 0 { bits ^ i64::MAX } else { bits };
-    match policy {
-        NodePolicy::Binpack => !ascending,
-        NodePolicy::Spread => ascending,
-    }
+    if policy.least_wins() { ascending } else { !ascending }
 }
 
 #[derive(Debug, Default)]

@@ -87,6 +87,8 @@ pub(crate) struct NodeFacts {
     /// Same positions: kept free by an administrator.
     pub(crate) cordoned: Vec<bool>,
     pub(crate) classes: Vec<ClassOnNode>,
+    /// CPU that pods may have, milli-cores, if the node says so.
+    pub(crate) cpu: Option<u32>,
     /// Extended resources that the node offers and no class manages, in order of names.
     pub(crate) others: Vec<Box<str>>,
 }
@@ -101,6 +103,8 @@ pub struct NodeState {
     pub(crate) bookings: Vec<Arc<Booking>>,
     /// Highest priority first, then by pod uid.
     nominations: Vec<Arc<Nomination>>,
+    /// CPU that pods on the node ask for, milli-cores, pods without cards too.
+    pub(crate) cpu_used: u64,
     /// All cards together: what there is, what is in use.
     sums: (CardUsage, CardUsage),
     memory: Mutex<Vec<(Arc<Shape>, Outcome)>>,
@@ -114,6 +118,7 @@ impl Clone for NodeState {
             usage: self.usage.clone(),
             bookings: self.bookings.clone(),
             nominations: self.nominations.clone(),
+            cpu_used: self.cpu_used,
             sums: self.sums,
             memory: Mutex::default(),
         }
@@ -130,6 +135,7 @@ impl NodeState {
             usage,
             bookings,
             nominations: Vec::new(),
+            cpu_used: 0,
             sums: Default::default(),
             memory: Mutex::default(),
         };
@@ -242,7 +248,21 @@ impl NodeState {
     #[must_use]
     pub(crate) fn without(&self, drop: impl Fn(&Booking) -> bool) -> Self {
         let left = self.bookings.iter().filter(|booking| !drop(booking)).cloned().collect();
-        Self::new(Arc::clone(&self.facts), left, self.version)
+        let mut node = Self::new(Arc::clone(&self.facts), left, self.version);
+        node.cpu_used = self.cpu_used;
+        node
+    }
+
+    /// CPU that no pod asks for, milli-cores; `None` if the node does not say what it has.
+    #[must_use]
+    pub fn cpu_left(&self) -> Option<u32> {
+        let all = self.facts.cpu?;
+        Some(all.saturating_sub(u32::try_from(self.cpu_used).unwrap_or(u32::MAX)))
+    }
+
+    pub(crate) fn set_cpu_used(&mut self, milli: u64) {
+        self.cpu_used = milli;
+        self.renew();
     }
 
     pub(crate) fn put(&mut self, booking: Arc<Booking>) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tessera_types::{Allocation, ContainerRole, Keyword, NodeName};
-use tessera_wire::{NodeView, PodView, keys};
+use tessera_wire::{NodeView, PodView, Quantity, keys};
 
 use crate::booking::{Booking, BookingState, Closure};
 use crate::error::NodeProblem;
@@ -120,6 +120,7 @@ pub(crate) fn no_facts(name: NodeName) -> NodeFacts {
         served: Vec::new(),
         cordoned: Vec::new(),
         classes: Vec::new(),
+        cpu: None,
         others: Vec::new(),
     }
 }
@@ -139,6 +140,7 @@ pub(crate) fn facts(
 ) -> (NodeFacts, Vec<(Keyword, NodeProblem)>) {
     let cordon = comma_list(node.annotations.get(keys::DEVICE_CORDON).map(String::as_str)).unwrap_or_default();
     let mut facts = no_facts(node.name.clone());
+    facts.cpu = node.allocatable.get("cpu").and_then(Quantity::as_milli);
     facts.others = node
         .allocatable
         .keys()

@@ -162,12 +162,13 @@ fn examined_first(a: &Rank, b: &Rank, policy: &CardPolicy, numa_bind: bool) -> O
     }
 }
 
-/// Which of two nodes wins: the fuller under binpack, the emptier under spread; `Greater` if `a` wins.
+/// Which of two nodes wins: the lower score under spread, else the higher one; `Greater` if `a` wins.
 #[must_use]
 pub fn better_node(policy: NodePolicy, a: f64, b: f64) -> Ordering {
-    match policy {
-        NodePolicy::Binpack => a.total_cmp(&b),
-        NodePolicy::Spread => b.total_cmp(&a),
+    if policy.least_wins() {
+        b.total_cmp(&a)
+    } else {
+        a.total_cmp(&b)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tessera_types::{Ask, CardPolicy, CardRule, ContainerRole, Demand, Keyword, NodePolicy, Selection, Weights};
 
+use crate::pack::{Packed, Packing};
 use crate::quota::Room;
 use crate::vendor::Vendors;
 
@@ -32,6 +33,8 @@ pub(crate) struct Content {
     /// something on its node has changed.
     pub(crate) rule: Option<CardRule>,
     pub(crate) node_policy: NodePolicy,
+    /// Under a policy that packs: what placements are worth.
+    pub(crate) packing: Option<Packing>,
     pub(crate) card_policy: CardPolicy,
     pub(crate) weights: Weights,
 }
@@ -105,6 +108,7 @@ pub(crate) fn compile(
     demand: &Demand,
     node_policy: NodePolicy,
     card_policy: &CardPolicy,
+    packed: &Arc<Packed>,
     room: impl Fn(usize) -> Option<Room>,
 ) -> Arc<Shape> {
     let mut unknown = None;
@@ -146,6 +150,8 @@ pub(crate) fn compile(
         })
         .collect();
     let rooms = asked().filter_map(|at| room(at).map(|room| (at, room))).collect();
+    let node_policy = demand.node_policy.unwrap_or(node_policy);
+    let fullest_first = node_policy.packs().then(|| CardPolicy::parse("binpack").0);
     Shape::new(Content {
         containers,
         selections,
@@ -153,8 +159,15 @@ pub(crate) fn compile(
         rooms,
         unknown,
         rule: demand.rule.clone(),
-        node_policy: demand.node_policy.unwrap_or(node_policy),
-        card_policy: demand.card_policy.clone().unwrap_or_else(|| card_policy.clone()),
+        node_policy,
+        packing: node_policy
+            .packs()
+            .then(|| Packing::new(Arc::clone(packed), node_policy, demand.cpu_milli)),
+        card_policy: demand
+            .card_policy
+            .clone()
+            .or(fullest_first)
+            .unwrap_or_else(|| card_policy.clone()),
         weights: demand.weights,
     })
 }

@@ -9,6 +9,7 @@ use tessera_types::{Keyword, Mib, NodeName, PodUid};
 use crate::booking::Booking;
 use crate::index::Index;
 use crate::node::NodeState;
+use crate::pack::Packed;
 use crate::quota::{Quotas, Room};
 use crate::vendor::Vendors;
 
@@ -151,6 +152,7 @@ pub struct Snapshot {
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) version: u64,
     pub(crate) index: Arc<Index>,
+    pub(crate) packed: Arc<Packed>,
 }
 
 impl Snapshot {

@@ -17,6 +17,7 @@ use crate::holding::Holding;
 use crate::index::Index;
 use crate::node::{NodeFacts, NodeState, Nomination, recount};
 use crate::observe::{derive, facts, input_hash, no_facts};
+use crate::pack::Packer;
 use crate::quota::{self, Quotas};
 use crate::snapshot::{BookingTable, NodeTable, Snapshot};
 use crate::vendor::Vendors;
@@ -228,6 +229,7 @@ pub struct World {
     nominations: BTreeMap<NodeName, BTreeMap<PodUid, Arc<Nomination>>>,
     version: u64,
     index: Arc<Index>,
+    packer: Packer,
 }
 
 impl World {
@@ -247,6 +249,7 @@ impl World {
             nominations: BTreeMap::new(),
             version: 0,
             index: Arc::default(),
+            packer: Packer::default(),
         }
     }
 
@@ -272,6 +275,7 @@ impl World {
             quotas: Arc::clone(&self.quotas),
             version: self.version,
             index: Arc::clone(&self.index),
+            packed: self.packer.packed(),
         }
     }
 
@@ -323,6 +327,7 @@ impl World {
             served: facts.served.clone(),
             cordoned: facts.cordoned.clone(),
             classes,
+            cpu: facts.cpu,
             others: facts.others.clone(),
         };
         self.put_facts(facts)
@@ -358,6 +363,7 @@ impl World {
                 self.nodes
                     .insert(NodeState::new(Arc::new(facts), Vec::new(), self.version));
                 self.show_nominations(&name, self.version);
+                self.show_cpu(&name);
             }
         }
         true
@@ -367,6 +373,7 @@ impl World {
     /// node than its allocation names, books nothing from this call on. One being deleted books until it is gone.
     pub fn set_pod(&mut self, pod: &PodView) -> PodChange {
         let uid = &pod.id.uid;
+        self.see_host(pod);
         let (mut derived, problems) = derive(&self.vendors, pod);
         if let Some(booking) = &mut derived
             && let Some(node) = self.nodes.get(booking.node.as_str())
@@ -436,6 +443,8 @@ impl World {
 
     /// The pod is gone. Returns whether it held anything.
     pub fn remove_pod(&mut self, uid: &PodUid) -> bool {
+        let changed = self.packer.end(uid);
+        self.show_changed_cpu(changed);
         self.open(uid);
         let Some(record) = self.records.get_mut(uid) else {
             return false;
@@ -694,6 +703,7 @@ impl World {
             let bookings = by_node.remove(&name).unwrap_or_default();
             self.nodes.insert(NodeState::new(facts, bookings, self.version));
             self.show_nominations(&name, self.version);
+            self.show_cpu(&name);
         }
     }
 
@@ -701,6 +711,7 @@ impl World {
     pub(crate) fn adopt<'a>(&mut self, live: &Snapshot, nodes: impl Iterator<Item = &'a NodeName>) {
         let names: BTreeSet<&NodeName> = nodes.collect();
         self.quotas = Arc::new(live.quotas.limits_only());
+        self.packer.adopt(&live.packed);
         for booking in live.bookings.iter() {
             if names.contains(&booking.node) {
                 let record = self.records.entry(booking.pod.uid.clone()).or_default();
@@ -767,6 +778,41 @@ impl World {
         let nominations = self.nominations.get(name).map(|all| all.values().cloned().collect());
         if let Some(node) = self.nodes.get_mut(name.as_str()) {
             node.set_nominations(nominations.unwrap_or_default());
+            node.version = version;
+        }
+    }
+
+    /// Counts the pod's CPU where it runs, and learns from its request when it is seen for the first time.
+    fn see_host(&mut self, pod: &PodView) {
+        let seen = self.packer.see(pod);
+        self.show_changed_cpu(seen.changed);
+        if !seen.first {
+            return;
+        }
+        let Ok(demand) = demand_of(&self.vendors, pod) else {
+            return;
+        };
+        if self.packer.count(&demand, &self.nodes) {
+            // Remembered scores go by what was known when they were made.
+            self.version += 1;
+        }
+    }
+
+    fn show_changed_cpu(&mut self, changed: [Option<NodeName>; 2]) {
+        for name in changed.into_iter().flatten() {
+            self.version += 1;
+            self.show_cpu(&name);
+        }
+    }
+
+    fn show_cpu(&mut self, name: &NodeName) {
+        let used = self.packer.cpu_used(name);
+        if self.nodes.get(name.as_str()).is_none_or(|node| node.cpu_used == used) {
+            return;
+        }
+        let version = self.version;
+        if let Some(node) = self.nodes.get_mut(name.as_str()) {
+            node.set_cpu_used(used);
             node.version = version;
         }
     }
@@ -856,6 +902,8 @@ impl World {
                 }
             }
         }
+        let changed = self.packer.promise(uid, new.as_ref().map(|booking| &booking.node));
+        self.show_changed_cpu(changed);
         let frees = match (&old, &new) {
             (Some(_), None) => true,
             (Some(old), Some(new)) => old.node != new.node || !old.usage().eq(new.usage()) || !old.closures.is_empty(),

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tessera_engine::{Candidates, World};
 use tessera_types::NodePolicy;
-use tessera_wire::{NodeView, PodView, keys};
+use tessera_wire::{NodeView, PodView, Quantity, keys};
 
 const NODES: usize = 150;
 
@@ -24,7 +24,10 @@ fn a_node(at: usize) -> NodeView {
             )
         })
         .collect();
-    node(&name(at), &cards)
+    let mut node = node(&name(at), &cards);
+    let cpu = Quantity::of(i64::try_from(8 + 8 * (at % 5)).unwrap());
+    node.allocatable.insert("cpu".to_owned(), cpu);
+    node
 }
 
 fn name(at: usize) -> String {
@@ -43,6 +46,8 @@ enum Step {
     Close(usize, bool),
     /// Room is being made on a node for a pod that no node holds.
     Nominate(usize),
+    /// A pod without cards takes CPU of a node, and the one before it ends.
+    Plain(usize),
     /// The same pod asks again while it holds something.
     Again,
 }
@@ -55,6 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             2 => prop::collection::vec(0..NODES, 1..4).prop_map(Step::Flap),
             2 => (0..NODES, any::<bool>()).prop_map(|(at, closed)| Step::Close(at, closed)),
             1 => (0..NODES).prop_map(Step::Nominate),
+            3 => (0..NODES).prop_map(Step::Plain),
             2 => Just(Step::Again),
         ],
         1..60,
@@ -68,15 +74,26 @@ fn a_pod(number: usize, shape: usize) -> PodView {
         2 => gpu(2, 3000, 0),
         _ => gpu(3, 0, 0),
     };
-    pod(&format!("pod-{number}"), &[limits])
+    let mut pod = pod(&format!("pod-{number}"), &[limits]);
+    let cpu = Quantity::of(i64::try_from(1 + 3 * shape).unwrap());
+    pod.containers[0].requests.insert("cpu".to_owned(), cpu);
+    pod
+}
+
+/// A pod without cards that runs on a node.
+fn plain_pod(number: usize, at: usize) -> PodView {
+    let mut pod = pod(&format!("plain-{number}"), &[json!({"cpu": "3"})]);
+    pod.node_name = Some(name(at));
+    pod
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_index_gives_the_winner_of_all_answers(steps in steps(), binpack in any::<bool>(), part in 20_usize..NODES) {
-        let engine = engine_with(if binpack { NodePolicy::Binpack } else { NodePolicy::Spread }, "spread");
+    fn the_index_gives_the_winner_of_all_answers(steps in steps(), policy in 0_usize..4, part in 20_usize..NODES) {
+        let policies = [NodePolicy::Binpack, NodePolicy::Spread, NodePolicy::Fgd, NodePolicy::Tessera];
+        let engine = engine_with(policies[policy], "spread");
         let mut world = World::new(vendors());
         for at in 0..NODES {
             world.set_node(&a_node(at));
@@ -88,6 +105,8 @@ proptest! {
             match step {
                 Step::Place(shape) => {
                     let pod = a_pod(number, *shape);
+                    // What packs learns from it.
+                    world.set_pod(&pod);
                     if place(&engine, &mut world, &pod, 1).is_some() {
                         held.push(pod);
                     }
@@ -107,6 +126,10 @@ proptest! {
                     let mut object = pod_json(&format!("nominee-{number}"), &[gpu(1, 5000, 0)]);
                     object["status"] = json!({"phase": "Pending", "nominatedNodeName": name(*at)});
                     world.set_pod(&PodView::from_json(&object).unwrap());
+                }
+                Step::Plain(at) => {
+                    world.set_pod(&plain_pod(number, *at));
+                    world.remove_pod(&plain_pod(number - number.min(1), *at).id.uid);
                 }
                 Step::End(_) | Step::Again => {}
             }

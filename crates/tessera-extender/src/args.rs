@@ -98,7 +98,7 @@ pub struct SchedulerArgs {
     #[arg(long = "scheduler-name", default_value = "")]
     pub scheduler_name: String,
 
-    /// Which node wins: binpack or spread.
+    /// Which node wins: binpack, spread, fgd or tessera.
     #[arg(long = "node-scheduler-policy", default_value = "binpack", value_parser = node_policy)]
     pub node_policy: NodePolicy,
 
@@ -516,7 +516,7 @@ fn label_selector(text: &str) -> Result<Labels, String> {
 }
 
 fn node_policy(text: &str) -> Result<NodePolicy, String> {
-    NodePolicy::parse(text).ok_or_else(|| format!("`{text}` is no node policy; use binpack or spread"))
+    NodePolicy::parse(text).ok_or_else(|| format!("`{text}` is no node policy; use {}", NodePolicy::NAMES.join(", ")))
 }
 
 fn card_policy(text: &str) -> Result<CardPolicy, String> {

@@ -137,7 +137,7 @@ impl App {
                         }
                         promise.written = true;
                     }
-                    tracing::debug!(pod = %pod.id, uid = %pod.id.uid, node = %fit.node, candidates = names.len(), "Chose a node.");
+                    tracing::debug!(pod = %pod.id, uid = %pod.id.uid, node = %fit.node, candidates = names.len(), score = fit.score, terms = fit.terms.map(tracing::field::display), "Chose a node.");
                     let node = promise.node.to_string();
                     self.promise(promise);
                     self.waiting.forget(&pod.id.uid);
@@ -218,10 +218,10 @@ fn scores(decision: &Decision, policy: NodePolicy, names: &NameList) -> Vec<Host
         .map(|name| {
             let score = fullness.get(name).map_or(0.0, |score| {
                 let part = if high > low { (score - low) / (high - low) } else { 1.0 };
-                match policy {
-                    NodePolicy::Binpack => part,
-                    NodePolicy::Spread if high > low => 1.0 - part,
-                    NodePolicy::Spread => 1.0,
+                if policy.least_wins() && high > low {
+                    1.0 - part
+                } else {
+                    part
                 }
             });
             #[expect(clippy::cast_possible_truncation, reason = "between 0 and 10")]

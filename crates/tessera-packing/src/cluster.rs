@@ -30,13 +30,15 @@ struct Place {
     version: u64,
 }
 
-/// Requests with one kind get one score on a node. Memory is not part of it: it only decides whether the pod fits.
+/// Requests with one kind get one score on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
     cpu: u32,
     count: u8,
     milli: u32,
     models: ModelSet,
+    /// 0 where memory only decides whether the pod fits.
+    memory: u32,
 }
 
 /// A score that holds as long as the node's version is the same.
@@ -174,6 +176,11 @@ impl Cluster {
             count: request.count,
             milli: request.milli,
             models: request.models,
+            memory: if self.policy.scores_memory(request) {
+                request.memory
+            } else {
+                0
+            },
         };
         let blank = Cached {
             version: 0,

@@ -43,9 +43,9 @@ pub struct Weights {
 impl Default for Weights {
     fn default() -> Self {
         Self {
-            fragmentation: 1.0,
-            stranded: 0.3,
-            surplus: 0.3,
+            fragmentation: 0.4,
+            stranded: 0.5,
+            surplus: 0.5,
             cpu: 40.0,
             cards: 68.0,
             price: 1.5,
@@ -137,7 +137,7 @@ impl Market {
     /// Weighted fragmentation and imbalance of a node: what its cards lose in expectation, milli.
     #[must_use]
     pub fn loss(&self, left: Left<'_>) -> Loss {
-        let idle: u32 = left.cards.iter().sum();
+        let idle = left.cards.iter().sum::<u32>();
         let fragmentation = if idle == 0 || self.weights.fragmentation == 0.0 {
             0.0
         } else {

@@ -16,6 +16,13 @@ pub type Cards = [u32; MAX_CARDS];
 pub struct ModelSet(u32);
 
 impl ModelSet {
+    /// The models with these indices.
+    #[must_use]
+    pub fn of(models: impl IntoIterator<Item = u8>) -> Self {
+        let bit = |model: u8| 1_u32.checked_shl(u32::from(model)).unwrap_or(0);
+        Self(models.into_iter().fold(0, |bits, model| bits | bit(model)))
+    }
+
     /// Every model, also those that are not known yet.
     pub const ANY: Self = Self(u32::MAX);
 

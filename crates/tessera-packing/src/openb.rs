@@ -257,3 +257,27 @@ impl Source {
         usize::try_from(self.next() % end).unwrap_or(0)
     }
 }
+
+/// When a pod came and when it left, in seconds; `None` where it stayed.
+pub type Stay = (u64, Option<u64>);
+
+/// Reads when the pods of a list came and left (`creation_time`, `deletion_time`), in the order of its rows. `None` for a
+/// list without these columns; `file` names it in errors.
+///
+/// # Errors
+/// [`BadTrace`] with the line and column.
+pub fn stays(file: &str, text: &str) -> Result<Option<Vec<Stay>>, BadTrace> {
+    let table = Table::new(file, text);
+    let (Ok(created), Ok(deleted)) = (table.column("creation_time"), table.column("deletion_time")) else {
+        return Ok(None);
+    };
+    let mut stays = Vec::new();
+    for (line, cells) in table.lines() {
+        let end = match cells.get(deleted) {
+            None | Some(&"") => None,
+            Some(_) => Some(table.number(line, &cells, deleted)?),
+        };
+        stays.push((table.number(line, &cells, created)?, end));
+    }
+    Ok(Some(stays))
+}

@@ -67,6 +67,11 @@ impl Policy {
         self == Self::BestFit
     }
 
+    /// Whether the request's memory is part of its score.
+    pub(crate) fn scores_memory(self, request: &Request) -> bool {
+        self == Self::Hami && request.count == 0
+    }
+
     pub(crate) fn score(self, fragmentation: &Fragmentation, market: &Market, change: &Change<'_>) -> f64 {
         match self {
             Self::Fgd => {

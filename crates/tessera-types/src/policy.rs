@@ -13,6 +13,10 @@ pub enum NodePolicy {
     Binpack,
     /// The emptiest node.
     Spread,
+    /// The node where the pod leaves the least idle cards that a typical pod cannot use.
+    Fgd,
+    /// As [`NodePolicy::Fgd`], with the balance of CPU and cards, tight packing, and prices for scarce models.
+    Tessera,
 }
 
 impl NodePolicy {
@@ -22,8 +26,25 @@ impl NodePolicy {
         match text.trim() {
             "binpack" => Some(Self::Binpack),
             "spread" => Some(Self::Spread),
+            "fgd" => Some(Self::Fgd),
+            "tessera" => Some(Self::Tessera),
             _ => None,
         }
+    }
+
+    /// All names.
+    pub const NAMES: [&'static str; 4] = ["binpack", "spread", "fgd", "tessera"];
+
+    /// Whether nodes are scored by what the whole cluster loses, not by how full they are.
+    #[must_use]
+    pub const fn packs(self) -> bool {
+        matches!(self, Self::Fgd | Self::Tessera)
+    }
+
+    /// Whether the node with the least score wins.
+    #[must_use]
+    pub const fn least_wins(self) -> bool {
+        matches!(self, Self::Spread)
     }
 }
 
@@ -32,6 +53,8 @@ impl fmt::Display for NodePolicy {
         f.write_str(match self {
             Self::Binpack => "binpack",
             Self::Spread => "spread",
+            Self::Fgd => "fgd",
+            Self::Tessera => "tessera",
         })
     }
 }

@@ -108,6 +108,9 @@ pub struct Demand {
     /// Which cards the pod accepts, whatever their class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<CardRule>,
+    /// CPU that the pod asks for, milli-cores. It decides nothing but scores; whether it fits is kube-scheduler's.
+    #[serde(default)]
+    pub cpu_milli: u32,
     /// The pod's own node policy, if it names one.
     pub node_policy: Option<NodePolicy>,
     /// The pod's own card policy, if it names one.

@@ -204,6 +204,7 @@ fn demand() -> Demand {
         selections: vec![],
         facts: BTreeMap::new(),
         rule: None,
+        cpu_milli: 0,
         node_policy: None,
         card_policy: None,
         weights: Weights::default(),

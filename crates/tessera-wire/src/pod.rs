@@ -122,6 +122,22 @@ pub struct PodView {
 }
 
 impl PodView {
+    /// CPU that it asks for, milli-cores: what its app containers and sidecars ask for together, or its largest init
+    /// container with the sidecars before it.
+    #[must_use]
+    pub fn cpu_milli(&self) -> u32 {
+        let (mut running, mut peak) = (0_u32, 0_u32);
+        for container in &self.containers {
+            let asked = container.requests.get("cpu").or_else(|| container.limits.get("cpu"));
+            let cpu = asked.and_then(Quantity::as_milli).unwrap_or(0);
+            match container.role {
+                ContainerRole::Init => peak = peak.max(running.saturating_add(cpu)),
+                ContainerRole::Sidecar | ContainerRole::App => running = running.saturating_add(cpu),
+            }
+        }
+        running.max(peak)
+    }
+
     /// Reads a Pod object.
     ///
     /// # Errors
@@ -483,5 +499,24 @@ mod tests {
         assert!(
             PodView::from_json(&json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "lots"}}}]}})).is_err()
         );
+    }
+
+    #[test]
+    fn cpu_is_what_the_pod_needs_at_its_widest_moment() {
+        let cpu = |init: serde_json::Value, apps: serde_json::Value| {
+            let pod = json!({"spec": {"initContainers": init, "containers": apps}});
+            PodView::from_json(&pod).unwrap().cpu_milli()
+        };
+        let container = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+        assert_eq!(cpu(json!([]), json!([container("500m"), container("2")])), 2500);
+        assert_eq!(cpu(json!([container("4")]), json!([container("500m")])), 4000);
+        let mut sidecar = container("1");
+        sidecar["restartPolicy"] = json!("Always");
+        assert_eq!(cpu(json!([sidecar, container("4")]), json!([container("500m")])), 5000);
+        assert_eq!(
+            cpu(json!([]), json!([{"name": "c", "resources": {"limits": {"cpu": "3"}}}])),
+            3000
+        );
+        assert_eq!(cpu(json!([]), json!([{"name": "c"}])), 0);
     }
 }

@@ -176,6 +176,25 @@ impl Quantity {
         }
     }
 
+    /// In thousandths, rounded up; `None` if it is negative or does not fit. `500m` is 500, `2` is 2000.
+    #[must_use]
+    pub fn as_milli(&self) -> Option<u32> {
+        let mut parts = split(&self.0)
+            .ok()
+            .filter(|parts| !parts.negative || parts.mantissa == 0)?;
+        parts.mantissa = parts.mantissa.checked_mul(1_u128.checked_shl(parts.two)?)?;
+        parts.ten += 3;
+        while parts.ten > 0 && parts.mantissa > 0 {
+            parts.mantissa = parts.mantissa.checked_mul(10)?;
+            parts.ten -= 1;
+        }
+        while parts.ten < 0 && parts.mantissa > 1 {
+            parts.mantissa = parts.mantissa.div_ceil(10);
+            parts.ten += 1;
+        }
+        u32::try_from(parts.mantissa).ok()
+    }
+
     /// Whether it is a whole number.
     #[must_use]
     pub fn is_integer(&self) -> bool {
@@ -301,5 +320,19 @@ mod tests {
                 prop_assert_eq!(quantity.as_str(), text);
             }
         }
+    }
+
+    #[test]
+    fn thousandths_are_rounded_up() {
+        let milli = |text: &str| Quantity::parse(text).unwrap().as_milli();
+        assert_eq!(milli("500m"), Some(500));
+        assert_eq!(milli("2"), Some(2000));
+        assert_eq!(milli("0.1"), Some(100));
+        assert_eq!(milli("1u"), Some(1));
+        assert_eq!(milli("1k"), Some(1_000_000));
+        assert_eq!(milli("1Ki"), Some(1_024_000));
+        assert_eq!(milli("0"), Some(0));
+        assert_eq!(milli("-1"), None);
+        assert_eq!(milli("1E"), None);
     }
 }

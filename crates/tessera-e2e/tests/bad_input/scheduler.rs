@@ -179,7 +179,7 @@ fn settings() -> Vec<Row> {
             id: "flag-policy",
             did: "`--node-scheduler-policy=bimpack`",
             place: ENDS,
-            message: "error: invalid value 'bimpack' for '--node-scheduler-policy <NODE_POLICY>': `bimpack` is no node policy; use binpack or spread\n\nFor more information, try '--help'.",
+            message: "error: invalid value 'bimpack' for '--node-scheduler-policy <NODE_POLICY>': `bimpack` is no node policy; use binpack, spread, fgd, tessera\n\nFor more information, try '--help'.",
             see: || flag("--node-scheduler-policy=bimpack"),
         },
         Row {

@@ -355,7 +355,7 @@ impl Vendor for Ascend {
         let score = RING_SCORE * sum / containers;
         match policy {
             NodePolicy::Spread => -score,
-            NodePolicy::Binpack => score,
+            NodePolicy::Binpack | NodePolicy::Fgd | NodePolicy::Tessera => score,
         }
     }
 

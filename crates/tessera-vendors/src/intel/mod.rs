@@ -375,7 +375,7 @@ impl Vendor for IntelGpu {
             }
         }
         match policy {
-            NodePolicy::Binpack => -cost,
+            NodePolicy::Binpack | NodePolicy::Fgd | NodePolicy::Tessera => -cost,
             NodePolicy::Spread => cost,
         }
     }

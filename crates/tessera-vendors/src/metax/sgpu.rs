@@ -295,7 +295,7 @@ impl Vendor for MetaxSgpu {
         // At most some thousand: pairs of the cards of one node.
         let score = i32::try_from(self.raw_score(placed, selection, node)).map_or(0.0, f64::from);
         match policy {
-            NodePolicy::Binpack => score,
+            NodePolicy::Binpack | NodePolicy::Fgd | NodePolicy::Tessera => score,
             // The smallest sum wins there.
             NodePolicy::Spread => -score,
         }

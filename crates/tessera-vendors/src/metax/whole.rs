@@ -158,7 +158,7 @@ impl Vendor for MetaxGpu {
     ) -> f64 {
         let cards: usize = placed.iter().map(Vec::len).sum();
         let (key, worst) = match policy {
-            NodePolicy::Binpack => (LOSSES, 0.0),
+            NodePolicy::Binpack | NodePolicy::Fgd | NodePolicy::Tessera => (LOSSES, 0.0),
             NodePolicy::Spread => (SCORES, MOST),
         };
         let Some(text) = node.class(&self.keyword).and_then(|class| class.facts.get(key)) else {

@@ -207,7 +207,7 @@ impl Vendor for Vastai {
             score += f64::from(most) / f64::from(u32::try_from(shares.len()).unwrap_or(u32::MAX));
         }
         match policy {
-            NodePolicy::Binpack => score,
+            NodePolicy::Binpack | NodePolicy::Fgd | NodePolicy::Tessera => score,
             // The smallest sum wins there.
             NodePolicy::Spread => -score,
         }
