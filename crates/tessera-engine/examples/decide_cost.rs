@@ -1,12 +1,12 @@
 //! The cost of one decision, for an instruction counter and for the clock.
 //!
-//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every]`: over 1,000 nodes of 8 cards with 2,000
+//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every] [policy]`: over 1,000 nodes of 8 cards with 2,000
 //! pods unless said otherwise. Every decision is followed by booking its winner and by the watch event that confirms it,
 //! so one node changes between two decisions, as in a
 //! wave of like pods. With `cold` every decision has a new shape, so that nothing remembered helps. With `times` pods of
 //! eight shapes take turns, and one JSON object with the times of the decisions and the process's memory is printed;
 //! otherwise nothing is. `alone` does not book: the decision by itself. With `every` the scheduler serves all classes and
-//! not NVIDIA's alone; the nodes and pods are the same.
+//! not NVIDIA's alone; the nodes and pods are the same. The node policy is spread unless another is named.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +56,9 @@ fn main() {
         Arc::new(Vendors::new(vec![Arc::new(nvidia) as Arc<dyn Vendor>]))
     };
     let defaults = Defaults {
-        node_policy: NodePolicy::Spread,
+        node_policy: arguments.next().map_or(NodePolicy::Spread, |name| {
+            NodePolicy::parse(&name).expect("a node policy")
+        }),
         card_policy: CardPolicy::default(),
     };
     let engine = Engine::new(Arc::clone(&vendors), defaults);
