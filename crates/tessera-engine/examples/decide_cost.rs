@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World, WriteContext};
-use tessera_types::{CardPolicy, NodePolicy};
+use tessera_types::NodePolicy;
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::config::DeviceConfig;
 use tessera_wire::{NodeView, PodView, config};
@@ -59,7 +59,7 @@ fn main() {
         node_policy: arguments.next().map_or(NodePolicy::Spread, |name| {
             NodePolicy::parse(&name).expect("a node policy")
         }),
-        card_policy: CardPolicy::default(),
+        card_policy: None,
     };
     let engine = Engine::new(Arc::clone(&vendors), defaults);
     let mut world = World::new(vendors);
