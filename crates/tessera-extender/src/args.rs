@@ -24,7 +24,7 @@ pub enum FilterMode {
 /// When the allocation is written on the pod, in filter mode `one`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum WriteAt {
-    /// Together with the phase, just before the Binding.
+    /// With the Binding, or just before it where a Binding carries no labels (Kubernetes before 1.35).
     #[default]
     Bind,
     /// At the end of filter, as HAMi does.

@@ -65,7 +65,10 @@ fn stream(mix: [u64; 4], load: u64, seed: u64) -> Stream {
             found
         });
         // Even between nothing and twice the mean.
-        (profile.unwrap_or(0), 1 + usize::try_from(random.below(2 * mean)).unwrap_or(0))
+        (
+            profile.unwrap_or(0),
+            1 + usize::try_from(random.below(2 * mean)).unwrap_or(0),
+        )
     };
     (0..PODS).map(draw).collect()
 }
