@@ -15,7 +15,7 @@ use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, 
 use tessera_types::NodePolicy;
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::config::DeviceConfig;
-use tessera_wire::{NodeView, PodView, config};
+use tessera_wire::{NameList, NodeView, PodView, config};
 
 const CARDS: usize = 8;
 
@@ -64,15 +64,21 @@ fn main() {
     let engine = Engine::new(Arc::clone(&vendors), defaults);
     let mut world = World::new(vendors);
     let names: Vec<String> = (0..nodes).map(|at| format!("node-{at:05}")).collect();
+    let list = |names: &[String]| {
+        let mut list = NameList::default();
+        names.iter().for_each(|name| list.push(name));
+        list
+    };
+    let all = list(&names);
     for at in 0..nodes {
         world.set_node(&node(at));
     }
-    let place = |world: &mut World, mut pod: PodView, names: &[String], book: bool| {
+    let place = |world: &mut World, mut pod: PodView, names: &NameList, book: bool| {
         let begun = Instant::now();
         let snapshot = world.snapshot();
         let demand = engine.demand(&pod).expect("a demand");
         let winner = engine
-            .choose(&snapshot, &demand, Candidates::Names(names))
+            .choose(&snapshot, &demand, Candidates::Listed(names))
             .expect("room");
         let took = begun.elapsed();
         let assumption = Assumption {
@@ -101,7 +107,7 @@ fn main() {
         took
     };
     for at in 0..pods {
-        let home = [names[at % nodes].clone()];
+        let home = list(&names[at % nodes..=at % nodes]);
         place(&mut world, pod(&format!("old-{at}"), 1000 + at % 7), &home, true);
     }
     world.expire(100);
@@ -113,7 +119,7 @@ fn main() {
             _ => 2000,
         };
         let pod = pod(&format!("new-{at}"), memory);
-        times.push(place(&mut world, pod, &names, mode != "alone"));
+        times.push(place(&mut world, pod, &all, mode != "alone"));
     }
     if mode == "times" {
         print(nodes, pods, times);
