@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tessera_engine::{Defaults, Engine};
-use tessera_http::{Certificate, Health, Limits, Listener, serve};
+use tessera_http::{Certificate, Health, Inherited, Kept, Limits, Listener, serve};
 use tessera_kube::books::{self, Input, SteadyClock};
 use tessera_kube::lease::{LeaseSettings, Role, Sighting, campaign};
 use tessera_kube::watch::{Freshness, follow};
@@ -48,6 +48,30 @@ pub fn init_logs(args: &SchedulerArgs) {
 /// The flags, the configuration or a certificate are not usable, a port is taken, or no API server is configured.
 /// An API server that is configured and does not answer is no error: `/readyz` says so and the service waits.
 pub async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
+    run_with(args, Inherited::default()).await
+}
+
+/// Binds what the service listens on, for [`run_behind`].
+pub async fn keep(args: &SchedulerArgs) -> Kept {
+    let addresses = [
+        Some(&args.http_bind),
+        args.webhook_bind.as_ref(),
+        Some(&args.metrics_bind),
+    ];
+    Kept::bind(addresses.into_iter().flatten().map(String::as_str)).await
+}
+
+/// As [`run`], on the sockets of the parent, whose line is standard input.
+///
+/// # Errors
+/// Those of [`run`], or standard input is not the line of [`keep`].
+pub async fn run_behind(args: SchedulerArgs) -> anyhow::Result<()> {
+    let inherited = Inherited::from_line(std::io::stdin());
+    let inherited = inherited.context("standard input is not the line to the process in front")?;
+    run_with(args, inherited).await
+}
+
+async fn run_with(args: SchedulerArgs, inherited: Inherited) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let on_signal = stop.clone();
     let signals = signals().context("listening for signals")?;
@@ -56,7 +80,7 @@ pub async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         tracing::info!("Asked to stop.");
         on_signal.cancel();
     });
-    let outcome = run_until(args, stop).await;
+    let outcome = run_on(args, inherited, stop).await;
     handler.abort();
     outcome
 }
@@ -122,14 +146,16 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(args: &SchedulerArgs) -> anyhow::Result<Self> {
+    async fn bind(args: &SchedulerArgs, mut inherited: Inherited) -> anyhow::Result<Self> {
+        let mut bind =
+            async |address, purpose, flag| Listener::bind_or_inherit(address, purpose, flag, &mut inherited).await;
         Ok(Self {
-            main: Listener::bind(&args.http_bind, "extender", "--http_bind").await?,
+            main: bind(&args.http_bind, "extender", "--http_bind").await?,
             webhook: match &args.webhook_bind {
-                Some(address) => Some(Listener::bind(address, "webhook", "--webhook-bind").await?),
+                Some(address) => Some(bind(address, "webhook", "--webhook-bind").await?),
                 None => None,
             },
-            metrics: Listener::bind(&args.metrics_bind, "metrics page", "--metrics-bind-address").await?,
+            metrics: bind(&args.metrics_bind, "metrics page", "--metrics-bind-address").await?,
         })
     }
 }
@@ -139,6 +165,10 @@ impl Listeners {
 /// # Errors
 /// As [`run`].
 pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    run_on(args, Inherited::default(), stop).await
+}
+
+async fn run_on(args: SchedulerArgs, inherited: Inherited, stop: CancellationToken) -> anyhow::Result<()> {
     args.check()?;
     let config = load_config(&args.device_config)?;
     let vendors = tessera_vendors::from_config_with(&config, &args.classes());
@@ -148,7 +178,7 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
             args.device_config
         );
     }
-    let listeners = Listeners::bind(&args).await?;
+    let listeners = Listeners::bind(&args, inherited).await?;
     let client = connect(&client_settings(&args)).await?;
 
     // Serving ends first, the rest when the last request is answered.

@@ -15,6 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use crate::kept::Inherited;
+
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -59,18 +61,23 @@ impl Listener {
     /// # Errors
     /// The address cannot be bound.
     pub async fn bind(address: &str, purpose: &'static str, flag: &'static str) -> Result<Self, ListenError> {
-        // Go's notation for all addresses.
-        let whole = if address.starts_with(':') {
-            format!("[::]{address}")
-        } else {
-            address.to_owned()
-        };
-        let bound = match TcpListener::bind(&whole).await {
-            Err(error) if address.starts_with(':') && error.kind() != std::io::ErrorKind::AddrInUse => {
-                // A machine without IPv6.
-                TcpListener::bind(format!("0.0.0.0{address}")).await
-            }
-            other => other,
+        Self::bind_or_inherit(address, purpose, flag, &mut Inherited::default()).await
+    }
+
+    /// As [`Listener::bind`], unless the parent has bound `address` already.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn bind_or_inherit(
+        address: &str,
+        purpose: &'static str,
+        flag: &'static str,
+        inherited: &mut Inherited,
+    ) -> Result<Self, ListenError> {
+        let bound = match inherited.take(address) {
+            // Tokio needs sockets that do not block; the parent's is one, as it came from Tokio too.
+            Some(socket) => TcpListener::from_std(socket),
+            None => bind(address).await,
         };
         let fail = |source: std::io::Error| {
             let address = address.to_owned();
@@ -90,10 +97,31 @@ impl Listener {
         Ok(Self { socket, address })
     }
 
+    #[cfg(test)]
+    pub(crate) async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+        self.socket.accept().await
+    }
+
     /// Where it listens, with the port that was really taken.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+pub(crate) async fn bind(address: &str) -> std::io::Result<TcpListener> {
+    // Go's notation for all addresses.
+    let whole = if address.starts_with(':') {
+        format!("[::]{address}")
+    } else {
+        address.to_owned()
+    };
+    match TcpListener::bind(&whole).await {
+        Err(error) if address.starts_with(':') && error.kind() != std::io::ErrorKind::AddrInUse => {
+            // A machine without IPv6.
+            TcpListener::bind(format!("0.0.0.0{address}")).await
+        }
+        other => other,
     }
 }
 

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tessera_agent::front::Front;
 
+use crate::supervise::Door;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "tessera",
@@ -36,19 +38,21 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Scheduler(args) if supervise::is_worker() => {
             tessera_extender::init_logs(&args);
-            block_on(2, tessera_extender::run(args))
+            block_on(2, tessera_extender::run_behind(args))
         }
         Command::Agent(args) if supervise::is_worker() => {
             tessera_agent::init_logs(&args);
             block_on(1, tessera_agent::run_behind(args))
         }
-        Command::Scheduler(_) => match supervised("scheduler", || Ok(None)) {
+        Command::Scheduler(args) => match supervised("scheduler", async || {
+            Ok(Door::Sockets(tessera_extender::keep(&args).await))
+        }) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Command::Agent(args) => match supervised("agent", || {
+        Command::Agent(args) => match supervised("agent", async || {
             tessera_agent::init_logs(&args);
-            Ok(Some(Front::start(args.settings()?)))
+            Ok(Door::Kubelet(Front::start(args.settings()?)))
         }) {
             Ok(code) => return code,
             Err(error) => Err(error),
@@ -84,13 +88,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a service under a process that starts it again when it is killed, and that serves the kubelet for it if it has
-/// a front.
-fn supervised(name: &str, front: impl FnOnce() -> anyhow::Result<Option<Front>>) -> anyhow::Result<ExitCode> {
+/// Runs a service under a process that starts it again when it is killed, and that keeps its door open meanwhile.
+fn supervised(name: &str, door: impl AsyncFnOnce() -> anyhow::Result<Door>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(async { supervise::run(name, front()?).await })
+        .block_on(async { supervise::run(name, door().await?).await })
 }
 
 /// Runs a service to its end on `workers` threads.
