@@ -37,7 +37,10 @@ pub async fn get(client: &Client, path: &str) -> Result<Value, ApiError> {
     let request = http::Request::get(path)
         .body(Vec::new())
         .map_err(|error| ApiError::refused(doing(), chain(&error)))?;
-    client.request(request).await.map_err(|error| ApiError::new(doing(), &error))
+    client
+        .request(request)
+        .await
+        .map_err(|error| ApiError::new(doing(), &error))
 }
 
 /// For a query: what is neither letter nor digit as `%XX`.

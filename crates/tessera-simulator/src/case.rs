@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use tessera_engine::{Defaults, Engine, Vendors, World};
 use tessera_packing::openb::{self, Stay};
 use tessera_packing::{ModelSet, Models, Node, Request, WHOLE, Workload};
@@ -92,9 +92,10 @@ impl Case {
     /// A text is not what it should be, with file, line and column.
     pub fn from_openb(nodes: (&str, &str), pods: (&str, &str), vendors: &Arc<Vendors>) -> Result<Self> {
         const NEXT: &str = "see docs/simulate.md for the columns";
-        let (list, models) = openb::nodes(nodes.0, nodes.1).context(NEXT)?;
-        let (requests, workload) = openb::pods(pods.0, pods.1, &models).context(NEXT)?;
-        let stays = openb::stays(pods.0, pods.1).context(NEXT)?;
+        let told = |error: openb::BadTrace| anyhow!("{error}; {NEXT}");
+        let (list, models) = openb::nodes(nodes.0, nodes.1).map_err(told)?;
+        let (requests, workload) = openb::pods(pods.0, pods.1, &models).map_err(told)?;
+        let stays = openb::stays(pods.0, pods.1).map_err(told)?;
         ensure!(!list.is_empty(), "{}: no node in it; {NEXT}", nodes.0);
         ensure!(!requests.is_empty(), "{}: no pod in it; {NEXT}", pods.0);
         let model_of: BTreeMap<u8, &str> = models.iter().map(|(name, index)| (index, name)).collect();
@@ -187,7 +188,12 @@ impl Case {
             None => None,
             Some(name) => {
                 let row = self.nodes.iter().position(|node| node.label == *name);
-                Some(row.with_context(|| format!("{}: its node `{name}` is not among `nodes`", of()))?)
+                Some(row.with_context(|| {
+                    format!(
+                        "{}: its node `{name}` is not among `nodes`; add the node, or take the pod out",
+                        of()
+                    )
+                })?)
             }
         };
         let (request, spec) = request_of(&demand, &view, &self.models, sizes);

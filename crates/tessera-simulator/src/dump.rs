@@ -19,6 +19,9 @@ use crate::mask::Mask;
 const INSTANCE_TYPE: &str = "node.kubernetes.io/instance-type";
 /// An annotation by which a pod asks to be left where it is.
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+/// What to look at when the cluster cannot be read.
+pub(crate) const UNREAD: &str = "the cluster cannot be read; look at --kubeconfig or $KUBECONFIG, and at the right to list \
+                                 nodes and pods";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Arguments of `tessera dump`.
@@ -45,7 +48,7 @@ pub struct DumpArgs {
 pub async fn dump(args: DumpArgs) -> Result<()> {
     let vendors = args.classes.load()?;
     let client = client(args.kubeconfig.clone()).await?;
-    let (mut dump, unreadable) = collect(&client, &vendors).await?;
+    let (mut dump, unreadable) = collect(&client, &vendors).await.context(UNREAD)?;
     for line in &unreadable {
         drop(writeln!(std::io::stderr(), "left out: {line}"));
     }
@@ -107,7 +110,7 @@ pub async fn collect(client: &Client, vendors: &Arc<Vendors>) -> Result<(Dump, V
                 let names = || container.limits.keys().chain(container.requests.keys());
                 names().any(|name| vendors.manages(name))
             });
-            if !view.phase.is_terminal() && (here || asks) {
+            if !view.phase.is_terminal() && (here || (asks && view.node_name.is_none())) {
                 pods.push(keep.pod(&view, object, &local));
             }
         }

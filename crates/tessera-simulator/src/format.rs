@@ -22,7 +22,7 @@ pub struct Dump {
     pub masked: bool,
     /// Nodes with cards.
     pub nodes: Vec<DumpNode>,
-    /// Pods that ask for cards, and pods on these nodes.
+    /// Pods on these nodes, and pods that wait for cards.
     pub pods: Vec<DumpPod>,
 }
 
@@ -170,7 +170,8 @@ impl Dump {
 
 fn quantities(of: &str, texts: &BTreeMap<String, String>) -> Result<BTreeMap<String, Quantity>> {
     let read = |(name, text): (&String, &String)| {
-        let quantity = Quantity::parse(text).with_context(|| format!("{of}: `{name}`"))?;
+        let quantity = Quantity::parse(text)
+            .with_context(|| format!("{of}: `{name}`; write it as Kubernetes does, such as `4`, `1500m` or `16Gi`"))?;
         Ok((name.clone(), quantity))
     };
     texts.iter().map(read).collect()

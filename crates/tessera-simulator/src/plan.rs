@@ -34,8 +34,8 @@ pub struct PlanArgs {
     /// The live cluster; $KUBECONFIG, ~/.kube/config or the pod's own account if not given
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The policy that the scheduler of the cluster runs with
-    #[arg(long, value_enum, default_value_t = PolicyName::Tessera)]
+    /// The policy that the scheduler of the cluster runs with; its defaults are those of HAMi
+    #[arg(long, value_enum, default_value_t = PolicyName::Hami)]
     pub policy: PolicyName,
     /// Answer as JSON
     #[arg(long)]
@@ -74,7 +74,7 @@ pub async fn plan(args: PlanArgs) -> Result<()> {
         Some(path) => Dump::read(path)?,
         None => {
             let client = dump::client(args.kubeconfig.clone()).await?;
-            let (dump, unreadable) = dump::collect(&client, &vendors).await?;
+            let (dump, unreadable) = dump::collect(&client, &vendors).await.context(dump::UNREAD)?;
             for line in &unreadable {
                 drop(writeln!(std::io::stderr(), "left out: {line}"));
             }

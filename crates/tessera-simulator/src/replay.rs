@@ -37,7 +37,7 @@ pub enum PolicyName {
     Fgd,
     /// The node where the least CPU and cards are left, as published
     Bestfit,
-    /// HAMi's defaults: node policy `binpack`, card policy `spread`; ten slots for each card of a trace
+    /// HAMi's defaults: node policy `binpack`, card policy `spread`, any of equal nodes; ten slots for each card of a trace
     Hami,
     /// Node policy and card policy `binpack`
     Binpack,
@@ -346,12 +346,8 @@ impl<'a> Replayer<'a> {
         let offered = (0..self.names.len()).filter(|row| self.offers(*row, pod));
         let names: Vec<String> = offered.filter_map(|row| self.names.get(row).cloned()).collect();
         let candidates = Candidates::Names(&names);
-        if self.policy != PolicyName::Bestfit {
-            return self.engine.choose(snapshot, demand, candidates);
-        }
         let request = self.case.pods.get(pod)?.request;
-        let mut fits = self.engine.decide(snapshot, demand, candidates).fits;
-        let raw = |fit: &NodeFit| {
+        let bestfit = |fit: &NodeFit| {
             let row = self.rows.get(fit.node.as_str()).copied();
             let measured = row.and_then(|row| self.measured.get(row)).copied().unwrap_or_default();
             let cpu = row.and_then(|row| self.room.get(row)).map_or(0, |room| room.0);
@@ -359,13 +355,17 @@ impl<'a> Replayer<'a> {
             let cards = measured.all - measured.used - f64::from(request.demand());
             (100.0 * (1.0 - 0.5 * cpu / FULL_CPU - 0.5 * cards / FULL_CARDS)).trunc()
         };
-        // The stretching to 100 of the published rule moves only equal scores together, and at the top none are.
-        let best = fits
-            .iter()
-            .enumerate()
-            .max_by(|(_, a), (_, b)| raw(a).total_cmp(&raw(b)).then_with(|| b.node.cmp(&a.node)))?;
-        let at = best.0;
-        Some(fits.swap_remove(at))
+        // The published rule stretches scores over the nodes and rounds down; only the highest stays the highest.
+        let worth: &dyn Fn(&NodeFit) -> f64 = match self.policy {
+            PolicyName::Bestfit => &bestfit,
+            // HAMi takes any of equal nodes; the engine would take the one that is fuller with the pod.
+            PolicyName::Hami => &|fit| fit.score,
+            _ => return self.engine.choose(snapshot, demand, candidates),
+        };
+        let mut fits = self.engine.decide(snapshot, demand, candidates).fits;
+        let better = |a: &NodeFit, b: &NodeFit| worth(a).total_cmp(&worth(b)).then_with(|| b.node.cmp(&a.node));
+        let best = fits.iter().enumerate().max_by(|(_, a), (_, b)| better(a, b))?.0;
+        Some(fits.swap_remove(best))
     }
 
     fn place_plain(&mut self, pod: usize) -> Option<usize> {

@@ -122,6 +122,8 @@ pub struct Replay {
     /// When as much was asked for as there is, percent of the cards.
     pub(crate) allocated_at_100: Option<f64>,
     pub(crate) allocated_at_end: f64,
+    /// Mean over the points of the curve.
+    pub(crate) allocated_mean: f64,
     /// Idle cards that a typical pod is expected not to be able to use, percent of all cards.
     pub(crate) fragmented_at_end: f64,
     pub(crate) models: Vec<ModelUse>,
@@ -193,7 +195,8 @@ pub fn simulate(args: &SimulateArgs) -> Result<()> {
         .collect();
     let replays = replay_all(&case, &jobs, args)?;
     if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("making the folder {}; name a folder with --out", folder.display()))?;
         write(&folder.join("points.csv"), &csv(&replays))?;
         let outcome = Outcome {
             format: "tessera-simulation/1",
@@ -388,6 +391,8 @@ pub fn replay(
     );
     let total = replayer.total();
     let full = (order == Order::Shuffled).then(|| curve.allocated(100)).flatten();
+    let points = curve.points();
+    let allocated: f64 = points.iter().map(|point| point.allocated).sum();
     Ok(Replay {
         policy: policy.name(),
         seed,
@@ -395,9 +400,10 @@ pub fn replay(
         refused,
         allocated_at_100: full,
         allocated_at_end: 100.0 * total.used / capacity,
+        allocated_mean: allocated / (points.len().max(1)) as f64,
         fragmented_at_end: 100.0 * total.lost / capacity,
         models: replayer.models(),
-        points: curve.points(),
+        points,
     })
 }
 
@@ -412,7 +418,8 @@ impl Curve {
         *sums = (sums.0 + allocated, sums.1 + fragmented, sums.2 + 1.0);
     }
 
-    /// Allocation at a point, or around it where nothing happened at the point itself.
+    /// Allocation at a point, or around it where nothing happened at the point itself; on a small cluster the last one
+    /// before it.
     fn allocated(&self, at: u32) -> Option<f64> {
         let around = |range| {
             let sums = self
@@ -422,7 +429,13 @@ impl Curve {
             let (sum, count) = sums.fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.2));
             (count > 0.0).then(|| sum / count)
         };
-        around(at..=at).or_else(|| around(at.saturating_sub(1)..=at + 1))
+        let before = || {
+            self.0.range(at..).next()?;
+            self.0.range(..at).next_back().map(|(_, sums)| sums.0 / sums.2)
+        };
+        around(at..=at)
+            .or_else(|| around(at.saturating_sub(1)..=at + 1))
+            .or_else(before)
     }
 
     fn points(&self) -> Vec<Point> {
@@ -452,18 +465,24 @@ fn csv(replays: &[Replay]) -> String {
 }
 
 fn table(policies: &[PolicyName], replays: &[Replay], order: Order) -> String {
+    let first = match order {
+        Order::Shuffled => "allocated at 100",
+        Order::Timed => "allocated, mean",
+    };
     let mut text = format!(
         "{:<8} {:>6} {:>9} {:>9} {:>17} {:>17} {:>17}\n",
-        "policy", "seeds", "pods", "refused", "allocated at 100", "allocated at end", "fragmented at end"
+        "policy", "seeds", "pods", "refused", first, "allocated at end", "fragmented at end"
     );
     for policy in policies {
         let of: Vec<&Replay> = replays.iter().filter(|replay| replay.policy == policy.name()).collect();
         let count = of.len().max(1) as f64;
         let mean = |value: &dyn Fn(&Replay) -> f64| of.iter().map(|replay| value(replay)).sum::<f64>() / count;
-        let full = if of.iter().all(|replay| replay.allocated_at_100.is_some()) {
-            format!("{:.2} %", mean(&|replay| replay.allocated_at_100.unwrap_or(0.0)))
-        } else {
-            "-".to_owned()
+        let full = match order {
+            Order::Timed => format!("{:.2} %", mean(&|replay| replay.allocated_mean)),
+            Order::Shuffled if of.iter().all(|replay| replay.allocated_at_100.is_some()) => {
+                format!("{:.2} %", mean(&|replay| replay.allocated_at_100.unwrap_or(0.0)))
+            }
+            Order::Shuffled => "-".to_owned(),
         };
         text.push_str(&format!(
             "{:<8} {:>6} {:>9.1} {:>9.1} {full:>17} {:>17} {:>17}\n",

@@ -188,6 +188,8 @@ fn a_dump_holds_what_decisions_need_and_nothing_secret() {
         json!({"metadata": {"name": "elsewhere", "namespace": "x", "uid": "e"}, "spec": {"nodeName": "plain",
         "containers": []}}),
     );
+    // It asks for cards, and its node tells of none any more.
+    pods.push(pod("lost", "plain", &["GPU-gone-first"], 1000));
     pods.push({
         let mut ended = pod("ended", "node-a", &["GPU-a-first"], 1000);
         ended["status"]["phase"] = json!("Succeeded");

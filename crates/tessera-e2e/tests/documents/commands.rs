@@ -60,7 +60,9 @@ fn who_runs(command: &str) -> Option<Runs> {
     Some(match words.as_slice() {
         ["helm", "template" | "lint" | "show", ..] => Runs::Here,
         // On files that are in the repository.
-        ["tessera", "simulate" | "plan", rest @ ..] if rest.iter().any(|word| word.starts_with("examples/")) => Runs::Here,
+        ["tessera", "simulate" | "plan", rest @ ..] if rest.iter().any(|word| word.starts_with("examples/")) => {
+            Runs::Here
+        }
         [program, rest @ ..] if rest.contains(&"--help") && ["tessera", "./up", "./check"].contains(program) => {
             Runs::Here
         }

@@ -19,7 +19,7 @@ use crate::replay::PolicyName;
 const LINKED: i64 = 100;
 
 /// What is free.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Free {
     /// Cards that nobody uses.
     pub cards: usize,
@@ -91,6 +91,8 @@ pub(super) struct Estate {
     tenants: BTreeMap<PodUid, Tenant>,
     models: Models,
     typical: Fragmentation,
+    /// What is free on each node, kept in step with every move.
+    free: BTreeMap<String, Free>,
 }
 
 impl Estate {
@@ -104,6 +106,7 @@ impl Estate {
             tenants: BTreeMap::new(),
             typical: Fragmentation::new(case.workload.typical(&case.models)),
             models: case.models,
+            free: BTreeMap::new(),
             engine,
         };
         for node in &dump.nodes {
@@ -133,6 +136,8 @@ impl Estate {
                 );
             }
         }
+        let names: Vec<String> = estate.nodes.keys().cloned().collect();
+        estate.count(names.iter().map(String::as_str));
         Ok(estate)
     }
 
@@ -274,36 +279,48 @@ impl Estate {
             take(&mut self.room, node, tenant.cpu, tenant.memory);
         }
         self.world.set_pod(&tenant.view);
+        let to = tenant.view.node_name.clone();
+        self.count(to.as_deref().into_iter().chain(old.node_name.as_deref()));
         Ok(old)
     }
 
-    pub(super) fn free(&self) -> Free {
+    /// Looks at nodes anew.
+    fn count<'a>(&mut self, nodes: impl Iterator<Item = &'a str>) {
         let snapshot = self.world.snapshot();
-        let mut free = Free {
-            cards: 0,
-            groups: 0,
-            nodes: 0,
-            fragmented: 0.0,
-            together: 0,
-        };
-        for node in snapshot.nodes() {
-            let usable = |at: &usize| node.is_healthy(*at) && !node.is_cordoned(*at);
-            let unused = |at: &usize| usable(at) && node.usage().get(*at).is_some_and(|used| used.usage.slots == 0);
-            let cards = node.cards().len();
-            let here = (0..cards).filter(unused).count();
-            free.cards += here;
-            if cards > 0 && here == cards {
-                free.nodes += 1;
-                free.together += cards;
+        for name in nodes {
+            if let Some(node) = snapshot.node(name) {
+                let free = self.free_on(node);
+                self.free.insert(name.to_owned(), free);
             }
-            for group in groups(node).iter().filter(|group| group.iter().all(unused)) {
-                free.groups += 1;
-                free.together += group.len();
-            }
-            let cpu = self.room.get(node.name().as_str()).map_or(0, |room| room.0);
-            free.fragmented += measure(node, cpu, &self.models, &self.typical).lost / f64::from(WHOLE);
         }
-        free
+    }
+
+    pub(super) fn free(&self) -> Free {
+        self.free.values().fold(Free::default(), |sum, node| Free {
+            cards: sum.cards + node.cards,
+            groups: sum.groups + node.groups,
+            nodes: sum.nodes + node.nodes,
+            fragmented: sum.fragmented + node.fragmented,
+            together: sum.together + node.together,
+        })
+    }
+
+    fn free_on(&self, node: &NodeState) -> Free {
+        let usable = |at: &usize| node.is_healthy(*at) && !node.is_cordoned(*at);
+        let unused = |at: &usize| usable(at) && node.usage().get(*at).is_some_and(|used| used.usage.slots == 0);
+        let all = node.cards().len();
+        let cards = (0..all).filter(unused).count();
+        let whole = all > 0 && cards == all;
+        let groups = groups(node).into_iter().filter(|group| group.iter().all(unused));
+        let groups: Vec<usize> = groups.map(|group| group.len()).collect();
+        let cpu = self.room.get(node.name().as_str()).map_or(0, |room| room.0);
+        Free {
+            cards,
+            groups: groups.len(),
+            nodes: usize::from(whole),
+            fragmented: measure(node, cpu, &self.models, &self.typical).lost / f64::from(WHOLE),
+            together: if whole { all } else { 0 } + groups.iter().sum::<usize>(),
+        }
     }
 }
 
