@@ -51,7 +51,26 @@ const ARROWS: &[(&str, &[&str])] = &[
         "tessera-terminal",
         &["tessera-types", "tessera-wire", "tessera-region", "tessera-probe"],
     ),
-    ("tessera", &["tessera-extender", "tessera-agent", "tessera-terminal"]),
+    (
+        "tessera-simulator",
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-engine",
+            "tessera-packing",
+            "tessera-vendors",
+            "tessera-kube",
+        ],
+    ),
+    (
+        "tessera",
+        &[
+            "tessera-extender",
+            "tessera-agent",
+            "tessera-terminal",
+            "tessera-simulator",
+        ],
+    ),
     ("tessera-shim", &["tessera-region", "tessera-enforce"]),
     ("tessera-fake-core", &[]),
     ("tessera-fake-cuda", &["tessera-fake-core"]),

@@ -27,6 +27,8 @@ mod process;
 #[path = "bad_input/scheduler.rs"]
 mod scheduler;
 mod shim_support;
+#[path = "bad_input/simulate.rs"]
+mod simulate;
 #[path = "bad_input/table.rs"]
 mod table;
 
@@ -45,6 +47,7 @@ fn parts() -> Vec<Part> {
         scheduler::part(),
         agent,
         container::part(),
+        simulate::part(),
     ]
 }
 
@@ -86,6 +89,11 @@ fn a_scheduler_that_cannot_start_or_serve_says_why() {
 #[test]
 fn an_agent_that_cannot_start_or_serve_says_why() {
     check(&agent::part().rows);
+}
+
+#[test]
+fn a_trace_or_dump_that_cannot_be_used_is_told_with_its_place() {
+    check(&simulate::part().rows);
 }
 
 #[test]

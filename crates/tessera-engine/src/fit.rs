@@ -181,7 +181,11 @@ pub(crate) fn fit_pod(
         .enumerate()
         .filter(|(at, _)| taken(*at))
         .fold(CardUsage::default(), |sum, (_, on_card)| sum.plus(on_card.effective()));
-    let score_after = node.fill_with(added);
+    // The published rules know no second score: equal nodes are told apart by a fixed order, which itself packs.
+    let score_after = match terms {
+        Some(ScoreTerms::Fgd { .. }) => 0.0,
+        _ => node.fill_with(added),
+    };
     Ok(Placed {
         allocation: Arc::new(allocation),
         score,

@@ -11,6 +11,7 @@ pub mod books;
 pub mod events;
 mod heartbeat;
 pub mod lease;
+pub mod list;
 pub mod lock;
 pub mod objects;
 pub mod reach;

@@ -30,6 +30,12 @@ enum Command {
     Agent(tessera_agent::AgentArgs),
     /// Run one command on this machine with a share of its cards, without Kubernetes.
     Run(tessera_terminal::run::RunArgs),
+    /// Replay pods on nodes, of a trace or a dump, and compare policies.
+    Simulate(tessera_simulator::SimulateArgs),
+    /// Write what decisions about cards depend on in this cluster: nodes, cards, pods. No environment, no arguments.
+    Dump(tessera_simulator::DumpArgs),
+    /// Propose moves that would free cards and nodes. Changes nothing.
+    Plan(tessera_simulator::PlanArgs),
     /// Print the version.
     Version,
 }
@@ -61,6 +67,9 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Simulate(args) => tessera_simulator::simulate(&args),
+        Command::Dump(args) => block_on(1, tessera_simulator::dump(args)),
+        Command::Plan(args) => block_on(1, tessera_simulator::plan(args)),
         Command::Version => {
             tell(
                 &mut std::io::stdout(),

@@ -59,6 +59,10 @@ fn who_runs(command: &str) -> Option<Runs> {
     let words: Vec<&str> = command.split_whitespace().collect();
     Some(match words.as_slice() {
         ["helm", "template" | "lint" | "show", ..] => Runs::Here,
+        // On files that are in the repository.
+        ["tessera", "simulate" | "plan", rest @ ..] if rest.iter().any(|word| word.starts_with("examples/")) => {
+            Runs::Here
+        }
         [program, rest @ ..] if rest.contains(&"--help") && ["tessera", "./up", "./check"].contains(program) => {
             Runs::Here
         }
