@@ -28,6 +28,8 @@ enum Command {
     Agent(tessera_agent::AgentArgs),
     /// Run one command on this machine with a share of its cards, without Kubernetes.
     Run(tessera_terminal::run::RunArgs),
+    /// Change the share of a `tessera run` that is under way.
+    Resize(tessera_terminal::run::ResizeArgs),
     /// Print the version.
     Version,
 }
@@ -55,6 +57,13 @@ fn main() -> ExitCode {
         },
         Command::Run(args) => match tessera_terminal::run::run(&args) {
             Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Resize(args) => match tessera_terminal::run::resize(&args) {
+            Ok(text) => {
+                tell(&mut std::io::stdout(), &text);
+                return ExitCode::SUCCESS;
+            }
             Err(error) => Err(error),
         },
         Command::Version => {
