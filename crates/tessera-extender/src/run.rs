@@ -211,6 +211,7 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
         },
     );
     tasks.spawn("wake", Arc::clone(&app).wake_waiting(background.clone()));
+    tasks.spawn("resizes", Arc::clone(&app).resize_pods(background.clone()));
     tasks.spawn("troubles", Arc::clone(&app).tell_troubles(background.clone()));
     tasks.spawn(
         "readiness",
