@@ -620,15 +620,19 @@ fn warn_unknown_annotations(view: &PodView, engine: &Engine, uses_device: bool, 
         .filter_map(|key| key.split_once('/').map(|(prefix, _)| prefix))
         .collect();
     for key in view.annotations.keys() {
-        let Some((prefix, _)) = key.split_once('/') else {
+        let Some((prefix, name)) = key.split_once('/') else {
             continue;
         };
         if known.contains(key.as_str()) || is_allocation_key(key, engine) || *key == keys::TESSERA_WAKE {
             continue;
         }
         let ours = key.starts_with(keys::HAMI_PREFIX) || key.starts_with(keys::TESSERA_PREFIX);
+        // By what follows the prefix, which all of them have: with it every short name would be near.
+        let names = known
+            .iter()
+            .filter_map(|key| key.strip_prefix(prefix)?.strip_prefix('/'));
         let meant = if ours || prefixes.contains(prefix) {
-            nearest(key, known.iter().copied())
+            nearest(name, names).map(|name| format!("{prefix}/{name}"))
         } else {
             None
         };
