@@ -41,8 +41,13 @@ pub enum StoreError {
     #[error("the grant cannot be expressed")]
     Express(#[from] GrantError),
     /// The share of a running container stays as it is.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
+    #[error("container `{container}`: {source}")]
+    Resize {
+        /// The container.
+        container: String,
+        /// Why.
+        source: ResizeError,
+    },
     /// The system gives no random numbers.
     #[error("no random number for a grant id")]
     Random(#[source] io::Error),
@@ -183,7 +188,7 @@ impl Store {
     pub fn align(&self, record: &Record, extras: Extras) -> Result<(), StoreError> {
         self.put_in_force(record, extras)?;
         if let Some(id) = record.grant_id().filter(|_| record.limited) {
-            resize::finish(&self.grants, id)?;
+            resize::finish(&self.grants, id).map_err(|source| stays(record, source))?;
         }
         Ok(())
     }
@@ -213,7 +218,7 @@ impl Store {
         if wanted == found {
             return Ok(None);
         }
-        resize::resize(&self.grants, &mut wanted)?;
+        resize::resize(&self.grants, &mut wanted).map_err(|source| stays(record, source))?;
         Ok(Some(found))
     }
 
@@ -342,6 +347,13 @@ impl Store {
                 StoreError::Record { path, source }
             }
         })
+    }
+}
+
+fn stays(record: &Record, source: ResizeError) -> StoreError {
+    StoreError::Resize {
+        container: record.container.clone(),
+        source,
     }
 }
 

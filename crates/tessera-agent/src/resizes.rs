@@ -38,23 +38,19 @@ pub(crate) enum Outcome {
 impl Outcome {
     /// From what the store says of `work`.
     pub(crate) fn of(result: Result<(), StoreError>, work: &ResizeWork) -> Self {
-        let container = |card: &str| {
-            let of = |(old, _): &&(crate::book::Record, _)| old.shares.iter().any(|share| share.card.as_str() == card);
-            work.changes
-                .iter()
-                .find(of)
-                .map_or("", |(old, _)| old.container.as_str())
+        let (container, error) = match result {
+            Ok(()) => return Self::Applied,
+            Err(StoreError::Resize { container, source }) => (container, source),
+            Err(error) => return Self::Failed(chain(&error)),
         };
-        match result {
-            Ok(()) => Self::Applied,
-            Err(StoreError::Resize(ResizeError::Held {
+        match error {
+            ResizeError::Held {
                 card,
                 wanted_bytes,
                 held_bytes,
-            })) => {
+            } => {
                 let text = format!(
-                    "container `{}` holds {} MiB of card {card}, and is to have {} MiB",
-                    container(&card),
+                    "container `{container}` holds {} MiB of card {card}, and is to have {} MiB",
                     held_bytes.div_ceil(1 << 20),
                     wanted_bytes >> 20
                 );
@@ -66,15 +62,16 @@ impl Outcome {
                     )),
                 }
             }
-            Err(StoreError::Resize(ResizeError::NoGate { card })) => Self::Refused(format!(
-                "container `{}` was started without a limit of its time on card {card} and without a priority, so its programs \
-                 launch past any; delete the pod and create it anew with one",
-                container(&card)
+            ResizeError::NoGate { card } => Self::Refused(format!(
+                "container `{container}` was started without a limit of its time on card {card} and without a priority, so its \
+                 programs launch past any; delete the pod and create it anew with one"
             )),
-            Err(StoreError::Resize(
-                error @ (ResizeError::Unlimited { .. } | ResizeError::Broken(_) | ResizeError::NotStarted),
-            )) => Self::Refused(format!("{error}; delete the pod and create it anew")),
-            Err(error) => Self::Failed(chain(&error)),
+            ResizeError::Unlimited { .. } | ResizeError::Broken(_) | ResizeError::NotStarted => Self::Refused(format!(
+                "container `{container}`: {error}; delete the pod and create it anew"
+            )),
+            ResizeError::Io { .. } | ResizeError::Files(_) => {
+                Self::Failed(format!("container `{container}`: {}", chain(&error)))
+            }
         }
     }
 

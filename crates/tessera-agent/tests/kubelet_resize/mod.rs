@@ -203,3 +203,34 @@ async fn the_booking_follows_the_grant_only_to_other_cards() {
     reported(&node, &pod, 1, State::Applied).await;
     assert_eq!(node.api.annotations(&pod)[keys::NVIDIA_ALLOCATED], text(B, 8192, 40));
 }
+
+#[tokio::test]
+async fn of_two_containers_both_change_or_neither() {
+    let node = Node::new().await;
+    let pod = Pod::new("p")
+        .container("b", &[(A, 4096, 0)])
+        .container("c", &[(A, 4096, 0)]);
+    node.admit(&pod).await;
+    for container in ["b", "c"] {
+        node.begin(&pod, container).await;
+    }
+    node.api.set_phase(&pod, "Running");
+    hold(&node, &pod, 3000);
+    let both = |b: u64, c: u64| format!("{A},NVIDIA,{b},0:;{A},NVIDIA,{c},0:;");
+    answer(&node, &pod, &both(4096, 4096), &status(1, &both(1024, 1024))).await;
+    let said = reported(&node, &pod, 1, State::Refused).await;
+    assert_eq!(said.holds, both(4096, 4096));
+    assert!(
+        said.message.contains("container `c` holds 3000 MiB"),
+        "{}",
+        said.message
+    );
+    assert_eq!(node.sealed(&pod, "b"), one(A, 4096, 0));
+    answer(&node, &pod, &both(8192, 4096), &status(2, &both(8192, 3072))).await;
+    let said = reported(&node, &pod, 2, State::Applied).await;
+    assert_eq!(said.holds, both(8192, 3072));
+    assert_eq!(
+        (node.sealed(&pod, "b"), node.sealed(&pod, "c")),
+        (one(A, 8192, 0), one(A, 3072, 0))
+    );
+}

@@ -126,6 +126,7 @@ const FOREIGN: &[&str] = &[
     "--for",
     "--timeout",
     "-it",
+    "--overwrite",
     "-l",
     // cargo
     "--workspace",
