@@ -21,9 +21,11 @@ use crate::cards::Managed;
 
 mod fit;
 pub mod owner;
+mod resize;
 pub mod settle;
 
 pub use owner::{Candidate, Choice, Expected, KubeletView, Standing};
+pub use resize::ResizeWork;
 
 /// Which scheduler bound the pod, and so what it expects of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,12 @@ pub struct Record {
     pub sealed: bool,
     /// Counts containers of one record: later grants have higher numbers.
     pub serial: u64,
+    /// Task priority that a live resize set, in place of the container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Number of the scheduler's last answer to a live resize that is in force here; 0 for none.
+    #[serde(default)]
+    pub resized: u64,
 }
 
 impl Record {
@@ -556,9 +564,22 @@ impl Book {
                         .max_by_key(|record| record.serial)
                 });
                 match grant {
-                    Some(record) if !entry.is_empty() && record.shares != *entry => {
+                    // Cards are the kubelet's doing, amounts the scheduler's.
+                    Some(record)
+                        if !entry.is_empty()
+                            && record.shares.len() == entry.len()
+                            && record
+                                .shares
+                                .iter()
+                                .zip(entry)
+                                .any(|(given, booked)| given.card != booked.card) =>
+                    {
                         moved = true;
-                        record.shares.clone()
+                        let on_card = |(given, booked): (&Share, &Share)| Share {
+                            card: given.card.clone(),
+                            ..booked.clone()
+                        };
+                        record.shares.iter().zip(entry).map(on_card).collect()
                     }
                     _ => entry.clone(),
                 }

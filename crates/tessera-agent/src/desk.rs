@@ -25,13 +25,14 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::answer::{self, Frame, Subject, answer};
-use crate::book::{Book, Candidate, Choice, Expected, KubeletView, NoOwner, Record, Truth};
+use crate::book::{Book, Candidate, Choice, Expected, KubeletView, NoOwner, Record, ResizeWork, Truth};
 use crate::cards::Managed;
 use crate::cluster::{Cluster, PodNote};
 use crate::driver_files::{DeviceFile, device_files};
 use crate::library::{self, Installed};
 use crate::metrics::{Metrics, Mismatch};
 use crate::records::{Extras, Store, StoreError};
+use crate::resizes::Outcome;
 use crate::settings::{Oversubscription, Settings};
 use crate::wall::{Level, Promise, Wall};
 use crate::witness::Witness;
@@ -424,6 +425,8 @@ impl<C: Cluster> Desk<C> {
             sealed: false,
             proven: false,
             serial,
+            priority: None,
+            resized: 0,
         };
         let stored = self
             .on_disk({
@@ -502,6 +505,73 @@ impl<C: Cluster> Desk<C> {
             }),
             core_cap: env(keys::ENV_CORE_POLICY) == Some("force"),
             priority: env(keys::ENV_TASK_PRIORITY).and_then(|text| text.parse().ok()),
+        }
+    }
+
+    /// The same for a grant that is there, with what a live resize set.
+    fn extras_of(&self, book: &Book, record: &Record) -> Extras {
+        let view = book.pod(&record.pod.uid);
+        let extras = view.map_or_else(Extras::default, |view| self.extras(view, record.index));
+        Extras {
+            priority: record.priority.or(extras.priority),
+            ..extras
+        }
+    }
+
+    /// Carries out what is left of a pod's live resize, but not the one numbered `done`: what was done, how it went, and
+    /// what the pod's containers are held to now.
+    pub(crate) async fn resize(&self, uid: &PodUid, done: Option<u64>) -> Option<(ResizeWork, Outcome, String)> {
+        let _one_at_a_time = self.settling.lock().await;
+        let (work, extras) = self.read(|book| {
+            let work = book.resize_work(uid)?;
+            let extras: Vec<Extras> = work.changes.iter().map(|(_, new)| self.extras_of(book, new)).collect();
+            Some((work, extras))
+        })?;
+        if work.status.state.is_open() && done.is_some_and(|done| done >= work.status.generation) {
+            return None;
+        }
+        let outcome = match &work.refused {
+            Some(reason) => Outcome::Refused(reason.clone()),
+            None => {
+                let store = self.store.clone();
+                let steps = work.changes.iter().map(|(_, new)| new.clone()).zip(extras);
+                let steps: Vec<(Record, Extras)> = steps.collect();
+                match tokio::task::spawn_blocking(move || store.resize(&steps)).await {
+                    Ok(result) => Outcome::of(result, &work),
+                    Err(error) => Outcome::Failed(format!("the grant's writer broke off: {error}")),
+                }
+            }
+        };
+        if matches!(outcome, Outcome::Applied) {
+            self.change(|book| {
+                for (_, new) in &work.changes {
+                    book.set_record(new.clone());
+                }
+            });
+            for (old, new) in work.changes.iter().filter(|(old, new)| old.shares != new.shares) {
+                info!(pod = %new.pod, container = %new.container, grant = %new.id, before = ?old.shares, now = ?new.shares,
+                    "Changed the share of a running container.");
+                self.build_walls(&new.ids).await;
+            }
+        }
+        let holds = self.read(|book| book.held_text(uid))?;
+        Some((work, outcome, holds))
+    }
+
+    /// Makes the grants of running containers what their records say, where a crash left a resize half done.
+    pub(crate) async fn align_grants(&self) {
+        let _one_at_a_time = self.settling.lock().await;
+        let sealed: Vec<(Record, Extras)> = self.read(|book| {
+            let sealed = book.records().filter(|record| record.sealed && record.limited);
+            let live = sealed.filter(|record| book.is_live(&record.pod.uid));
+            live.map(|record| (record.clone(), self.extras_of(book, record)))
+                .collect()
+        });
+        for (record, extras) in sealed {
+            let (pod, container) = (record.pod.clone(), record.container.clone());
+            if let Err(error) = self.on_disk(move |store| store.align(&record, extras)).await {
+                warn!(%pod, %container, %error, "A running container's grant is not what its record says.");
+            }
         }
     }
 
@@ -599,9 +669,7 @@ impl<C: Cluster> Desk<C> {
         let mut retargeted = 0_usize;
         for record in &changed {
             let (before, extras) = self.read(|book| {
-                let extras = book
-                    .pod(&record.pod.uid)
-                    .map_or_else(Extras::default, |view| self.extras(view, record.index));
+                let extras = self.extras_of(book, record);
                 (book.record(&record.id).cloned(), extras)
             });
             if before
@@ -637,9 +705,7 @@ impl<C: Cluster> Desk<C> {
             }
             let known = self.read(|book| {
                 let record = book.record(id)?;
-                let view = book.pod(&record.pod.uid);
-                let extras = view.map_or_else(Extras::default, |view| self.extras(view, record.index));
-                Some((record.clone(), extras))
+                Some((record.clone(), self.extras_of(book, record)))
             });
             if let Some((record, extras)) = known {
                 self.on_disk(move |store| {

@@ -25,6 +25,7 @@ pub mod library;
 pub mod metrics;
 pub mod records;
 pub mod register;
+pub mod resizes;
 pub mod room;
 pub mod rooms;
 mod serve;

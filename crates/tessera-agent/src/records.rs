@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use tessera_region::resize::{self, ResizeError};
 use tessera_region::{ACCOUNT_SIZE, CardFlags, CardGrant, Grant, GrantError, GrantId, GrantState, TURNS_SIZE, fs};
 use tessera_types::Share;
 use tracing::warn;
@@ -39,6 +40,14 @@ pub enum StoreError {
     /// A grant that cannot be expressed.
     #[error("the grant cannot be expressed")]
     Express(#[from] GrantError),
+    /// The share of a running container stays as it is.
+    #[error("container `{container}`: {source}")]
+    Resize {
+        /// The container.
+        container: String,
+        /// Why.
+        source: ResizeError,
+    },
     /// The system gives no random numbers.
     #[error("no random number for a grant id")]
     Random(#[source] io::Error),
@@ -148,6 +157,69 @@ impl Store {
             fs::seal(&self.grants, id)?;
         }
         Ok(())
+    }
+
+    /// Changes the shares of running containers to those of these records: all or none.
+    ///
+    /// # Errors
+    /// See [`StoreError::Resize`]. The step may be repeated.
+    pub fn resize(&self, steps: &[(Record, Extras)]) -> Result<(), StoreError> {
+        let mut before: Vec<Grant> = Vec::new();
+        for (new, extras) in steps {
+            match self.put_in_force(new, *extras) {
+                Ok(found) => before.extend(found),
+                Err(error) => {
+                    for mut old in before {
+                        if let Err(error) = resize::resize(&self.grants, &mut old) {
+                            warn!(grant = %old.id, %error, "Cannot take back half of a resize.");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        steps.iter().try_for_each(|(new, _)| self.write_record(new))
+    }
+
+    /// Makes the grant of a running container what its record says.
+    ///
+    /// # Errors
+    /// As [`Store::resize`].
+    pub fn align(&self, record: &Record, extras: Extras) -> Result<(), StoreError> {
+        self.put_in_force(record, extras)?;
+        if let Some(id) = record.grant_id().filter(|_| record.limited) {
+            resize::finish(&self.grants, id).map_err(|source| stays(record, source))?;
+        }
+        Ok(())
+    }
+
+    /// The amounts of a record in its grant; gives back the grant before, if it differs. What else the grant says stays:
+    /// the container was started with it.
+    fn put_in_force(&self, record: &Record, extras: Extras) -> Result<Option<Grant>, StoreError> {
+        let Some(id) = record.grant_id().filter(|_| record.limited) else {
+            return Ok(None);
+        };
+        let found = fs::read_grant(&fs::GrantDir::new(&self.grants, id))?;
+        let mut wanted = found.clone();
+        for share in &record.shares {
+            let meant = card_grant(share, extras)?;
+            let Some(card) = wanted.cards_mut().iter_mut().find(|card| card.uuid == meant.uuid) else {
+                return Err(tessera_region::fs::FsError::CardsChanged(id).into());
+            };
+            card.memory_bytes = meant.memory_bytes;
+            if !extras.no_core_limit {
+                card.cores_permille = meant.cores_permille;
+            }
+            if extras.priority.is_some() {
+                card.priority = meant.priority;
+                card.min_cores_permille = meant.min_cores_permille;
+            }
+        }
+        if wanted == found {
+            return Ok(None);
+        }
+        resize::resize(&self.grants, &mut wanted).map_err(|source| stays(record, source))?;
+        Ok(Some(found))
     }
 
     /// A container starts anew: its earlier processes are gone with their pid
@@ -275,6 +347,13 @@ impl Store {
                 StoreError::Record { path, source }
             }
         })
+    }
+}
+
+fn stays(record: &Record, source: ResizeError) -> StoreError {
+    StoreError::Resize {
+        container: record.container.clone(),
+        source,
     }
 }
 

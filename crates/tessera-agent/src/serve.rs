@@ -163,6 +163,7 @@ pub async fn serve_at<C: Cluster>(
         });
     }
     parts.spawn(chores::annotate(Arc::clone(&desk), stop.clone()));
+    parts.spawn(crate::resizes::keep(Arc::clone(&desk), stop.clone()));
     parts.spawn(chores::register(Arc::clone(&desk), wanted, node, stop.clone()));
     parts.spawn(chores::sweep(Arc::clone(&desk), synced, stop.clone()));
     if settings.oversubscription == Oversubscription::Swap {

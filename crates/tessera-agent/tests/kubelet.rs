@@ -24,6 +24,7 @@ use tessera_wire::keys;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+mod kubelet_resize;
 mod support;
 use support::{A, Api, B, DEADLINE, NODE, Pod, RESOURCE};
 
@@ -183,6 +184,7 @@ fn start(
             async move { chores::follow(&desk, changes, node_sender, synced_sender, stop).await }
         }),
         tokio::spawn(chores::annotate(Arc::clone(&desk), stop.clone())),
+        tokio::spawn(tessera_agent::resizes::keep(Arc::clone(&desk), stop.clone())),
         tokio::spawn(chores::register(Arc::clone(&desk), wanted, node, stop.clone())),
         tokio::spawn({
             let (desk, stop) = (Arc::clone(&desk), stop.clone());

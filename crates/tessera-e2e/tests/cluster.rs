@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test runner")]
 
+mod cluster_resize;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -64,6 +66,9 @@ async fn all() -> Result<ExitCode> {
                 "a_pod_that_does_not_fit_says_why_and_starts_within_a_second_of_the_deletion",
                 |s| shortfall(s) as Boxed<'_>,
             ),
+            ("a_running_pod_gets_another_share_by_an_annotation", |s| {
+                resized(s) as Boxed<'_>
+            }),
             ("one_pod_costs_one_write_and_none_to_the_node", |s| {
                 writes(s) as Boxed<'_>
             }),
@@ -182,6 +187,13 @@ fn shortfall(stage: &Stage) -> Boxed<'_> {
         );
         stage.running(NS, "third").await?;
         println!("  bound {took:?} after the deletion");
+        clear(stage).await
+    })
+}
+
+fn resized(stage: &Stage) -> Boxed<'_> {
+    Box::pin(async move {
+        cluster_resize::resize(stage).await?;
         clear(stage).await
     })
 }

@@ -13,6 +13,7 @@ use tessera_wire::nearest::nearest;
 use tessera_wire::{ContainerView, PodView, Quantity, keys};
 
 use crate::node::NodeState;
+use crate::resize;
 use crate::unified;
 use crate::{AdmitSettings, ContainerEdit, Engine, RequestError, Snapshot, Vendor};
 
@@ -216,6 +217,9 @@ fn review_own(
                 .collect(),
             ..view.clone()
         };
+        if let Err(text) = resize::check_wish(&edited) {
+            return Verdict::deny(422, text);
+        }
         match check_request(&edited, engine, snapshot) {
             Ok(warnings) => change.warnings.extend(warnings),
             Err(error) => return Verdict::deny(422, error.to_string()),
@@ -323,6 +327,20 @@ pub fn refuse_update(
                  change it. Delete the pod and create it anew to have other cards"
             )
         })
+}
+
+/// Whether what an update wishes of a running pod's shares can be meant. A wish that stays as it was is not looked at.
+///
+/// # Errors
+/// For the user: what is wrong, where, and what to write.
+pub fn check_resize(old: &Value, new: &Value) -> Result<(), String> {
+    let of = |pod: &Value, key: &str| pod["metadata"]["annotations"].get(key).cloned();
+    let changes = |key: &str| of(old, key) != of(new, key);
+    if !changes(keys::TESSERA_RESIZE) && !changes(keys::TESSERA_RESIZE_POLICY) {
+        return Ok(());
+    }
+    // What does not read as a pod is the API server's to refuse.
+    PodView::from_json(new).map_or(Ok(()), |pod| resize::check_wish(&pod))
 }
 
 fn is_allocation_key(key: &str, engine: &Engine) -> bool {
@@ -602,15 +620,19 @@ fn warn_unknown_annotations(view: &PodView, engine: &Engine, uses_device: bool, 
         .filter_map(|key| key.split_once('/').map(|(prefix, _)| prefix))
         .collect();
     for key in view.annotations.keys() {
-        let Some((prefix, _)) = key.split_once('/') else {
+        let Some((prefix, name)) = key.split_once('/') else {
             continue;
         };
         if known.contains(key.as_str()) || is_allocation_key(key, engine) || *key == keys::TESSERA_WAKE {
             continue;
         }
         let ours = key.starts_with(keys::HAMI_PREFIX) || key.starts_with(keys::TESSERA_PREFIX);
+        // By what follows the prefix, which all of them have: with it every short name would be near.
+        let names = known
+            .iter()
+            .filter_map(|key| key.strip_prefix(prefix)?.strip_prefix('/'));
         let meant = if ours || prefixes.contains(prefix) {
-            nearest(key, known.iter().copied())
+            nearest(name, names).map(|name| format!("{prefix}/{name}"))
         } else {
             None
         };

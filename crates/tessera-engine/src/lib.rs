@@ -18,6 +18,7 @@ pub mod order;
 mod pack;
 mod preempt;
 mod quota;
+pub mod resize;
 mod shape;
 mod snapshot;
 pub mod text;

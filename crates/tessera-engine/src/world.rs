@@ -75,6 +75,9 @@ pub enum AssumeError {
     /// The pod is bound already.
     #[error("the pod is bound to {0} already")]
     AlreadyBound(NodeName),
+    /// The pod is bound to no node, or holds nothing there.
+    #[error("the pod holds no cards (any more)")]
+    NotBound,
     /// The node is gone or registers no cards.
     #[error("node {0} registers no cards any more")]
     NodeGone(NodeName),
@@ -155,6 +158,7 @@ static NO_MORE: More = More {
     nominated: None,
     nomination_over: None,
     void: None,
+    raised: None,
 };
 
 impl std::ops::Deref for Record {
@@ -201,6 +205,8 @@ struct More {
     nomination_over: Option<NodeName>,
     /// The `hami.io/vgpu-time` of an allocation that must not count again while the pod is unbound.
     void: Option<Option<String>>,
+    /// Of a bound pod: what its allocation is about to become, if that is more.
+    raised: Option<Assumed>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -395,6 +401,14 @@ impl World {
         let written_at = pod.annotations.get(keys::VGPU_TIME).filter(|_| !bound).cloned();
         let record = self.records.entry(uid.clone()).or_default();
         let ended = pod.phase.is_terminal() || (!bound && pod.deleting);
+        // Written by now, or pointless.
+        if record.raised.as_ref().is_some_and(|raised| {
+            derived.as_ref().is_none_or(|derived| {
+                derived.node != raised.booking.node || derived.shares().eq(raised.booking.shares())
+            })
+        }) {
+            record.raised = None;
+        }
         if ended || bound {
             // Bound: from here on the annotations say what it holds, or it was bound by someone else.
             record.assumed = None;
@@ -451,6 +465,7 @@ impl World {
         };
         record.derived = None;
         record.assumed = None;
+        record.raised = None;
         self.nominate(uid, None);
         let (_, frees) = self.settle(uid);
         self.records.remove(uid);
@@ -500,6 +515,37 @@ impl World {
         Ok(())
     }
 
+    /// Books a larger share for a pod that is bound, before it is written on the pod: `raised` is the pod as it will
+    /// read. Ends when it reads so, with [`World::forget`], or with its lease.
+    ///
+    /// # Errors
+    /// The cards or the quota have no room; nothing changes then.
+    pub fn raise(&mut self, raised: &PodView, now: i64, expires_at: i64) -> Result<(), AssumeError> {
+        let uid = &raised.id.uid;
+        let (booking, _) = derive(&self.vendors, raised);
+        let bound = self.bookings.get(uid).filter(|own| own.state == BookingState::Bound);
+        let (Some(mut booking), Some(_)) = (booking, bound) else {
+            return Err(AssumeError::NotBound);
+        };
+        verify::holds(&self.vendors, &self.nodes, &self.bookings, &self.quotas, &booking)?;
+        if let Some(node) = self.nodes.get(booking.node.as_str()) {
+            booking.node = node.name().clone();
+            booking.held.share_ids(node.cards());
+        }
+        self.open(uid);
+        let Some(record) = self.records.get_mut(uid) else {
+            return Ok(());
+        };
+        record.raised = Some(Assumed {
+            booking: Arc::new(booking),
+            at: now,
+            expires_at,
+        });
+        self.leases.insert((expires_at, uid.clone()));
+        self.settle(uid);
+        Ok(())
+    }
+
     /// Lengthens the lease of an assumption, for example when the Binding was accepted but the watch is late. Returns
     /// whether there is one.
     pub fn extend(&mut self, uid: &PodUid, expires_at: i64) -> bool {
@@ -518,6 +564,7 @@ impl World {
             return false;
         };
         record.assumed = None;
+        record.raised = None;
         if record
             .derived
             .as_ref()
@@ -564,6 +611,9 @@ impl World {
             };
             if record.assumed.as_ref().is_some_and(|assumed| assumed.expires_at <= now) {
                 record.assumed = None;
+            }
+            if record.raised.as_ref().is_some_and(|raised| raised.expires_at <= now) {
+                record.raised = None;
             }
             let unbound = record
                 .derived
@@ -862,7 +912,10 @@ impl World {
             .records
             .get(uid)
             .and_then(|record| match (&record.derived, &record.assumed) {
-                (Some(derived), _) if derived.state == BookingState::Bound => Some(Arc::clone(derived)),
+                (Some(derived), _) if derived.state == BookingState::Bound => {
+                    let raised = record.raised.as_ref().map(|raised| &raised.booking);
+                    Some(Arc::clone(raised.unwrap_or(derived)))
+                }
                 (_, Some(assumed)) => Some(Arc::clone(&assumed.booking)),
                 (derived, None) => derived.clone(),
             });

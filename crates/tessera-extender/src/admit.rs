@@ -49,7 +49,8 @@ impl App {
         })
     }
 
-    /// Answers `POST /validate`: only the scheduler and the node agents change what was decided.
+    /// Answers `POST /validate`: only the scheduler and the node agents change what was decided, and a
+    /// live resize must read.
     pub(crate) fn validate(&self, is_json: bool, body: Result<&[u8], BodyError>) -> serde_json::Value {
         self.judge(is_json, body, |review| {
             if review.operation != "UPDATE" {
@@ -63,7 +64,13 @@ impl App {
                 &self.settings.admit,
                 &self.engine,
             );
-            refusal.map_or_else(|| Answer::allow(Vec::new()), |text| Answer::deny(403, text))
+            if let Some(text) = refusal {
+                return Answer::deny(403, text);
+            }
+            match admission::check_resize(&review.old_object, &review.object) {
+                Ok(()) => Answer::allow(Vec::new()),
+                Err(text) => Answer::deny(422, text),
+            }
         })
     }
 

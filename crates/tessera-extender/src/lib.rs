@@ -12,6 +12,7 @@ mod certificate;
 mod filter;
 mod metrics;
 mod preempt;
+mod resizes;
 mod routes;
 mod run;
 #[cfg(test)]

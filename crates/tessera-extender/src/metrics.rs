@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use tessera_engine::{Booking, BookingState, Decision, NodeState, Snapshot, text};
 use tessera_kube::watch::Freshness;
 use tessera_types::Mib;
+use tessera_wire::resize::State;
 
 use crate::app::App;
 
@@ -57,6 +58,11 @@ pub(crate) struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StateLabel {
+    state: &'static str,
+}
+
 /// Counted as things happen.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -65,6 +71,7 @@ pub(crate) struct Metrics {
     pub(crate) refused_nodes: Family<ReasonLabel, Counter>,
     pub(crate) denied: Counter,
     pub(crate) woken: Counter,
+    resizes: Family<StateLabel, Counter>,
 }
 
 impl Default for Metrics {
@@ -77,11 +84,23 @@ impl Default for Metrics {
             refused_nodes: Family::default(),
             denied: Counter::default(),
             woken: Counter::default(),
+            resizes: Family::default(),
         }
     }
 }
 
 impl Metrics {
+    /// Counts a step of a live resize.
+    pub(crate) fn resized(&self, state: State) {
+        let state = match state {
+            State::Accepted => "accepted",
+            State::Waiting => "waiting",
+            State::Applied => "applied",
+            State::Refused => "refused",
+        };
+        self.resizes.get_or_create(&StateLabel { state }).inc();
+    }
+
     /// Counts each node of a refused pod under the reason that weighs most there.
     pub(crate) fn refused(&self, decision: &Decision) {
         for (_, refusal) in &decision.refused {
@@ -129,6 +148,11 @@ impl Page {
             "tessera_pods_woken",
             "Waiting pods moved back into the queue",
             metrics.woken.clone(),
+        );
+        registry.register(
+            "tessera_resizes",
+            "Steps of live resizes, by the state that they led to",
+            metrics.resizes.clone(),
         );
         registry.register_collector(Box::new(Own {
             app: Arc::clone(app),

@@ -237,6 +237,7 @@ async fn run_on(args: SchedulerArgs, inherited: Inherited, stop: CancellationTok
         },
     );
     tasks.spawn("wake", Arc::clone(&app).wake_waiting(background.clone()));
+    tasks.spawn("resizes", Arc::clone(&app).resize_pods(background.clone()));
     tasks.spawn("troubles", Arc::clone(&app).tell_troubles(background.clone()));
     tasks.spawn(
         "readiness",

@@ -73,6 +73,11 @@ enum Command {
         pod: PodUid,
         reply: oneshot::Sender<()>,
     },
+    Raise {
+        pod: Box<PodView>,
+        lease: Duration,
+        reply: oneshot::Sender<Result<(), AssumeError>>,
+    },
 }
 
 /// A decision to be booked.
@@ -108,6 +113,7 @@ pub struct Books {
     synced: watch::Receiver<bool>,
     freed: watch::Receiver<u64>,
     problems: watch::Receiver<Arc<BTreeMap<String, String>>>,
+    resizes: watch::Receiver<Arc<BTreeMap<PodUid, PodId>>>,
 }
 
 impl std::fmt::Debug for Command {
@@ -115,6 +121,7 @@ impl std::fmt::Debug for Command {
         f.write_str(match self {
             Self::Assume { .. } => "Assume",
             Self::Forget { .. } => "Forget",
+            Self::Raise { .. } => "Raise",
         })
     }
 }
@@ -155,6 +162,26 @@ impl Books {
     #[must_use]
     pub fn problems(&self) -> watch::Receiver<Arc<BTreeMap<String, String>>> {
         self.problems.clone()
+    }
+
+    /// Pods whose live resize has a next step; changes whenever they do.
+    #[must_use]
+    pub fn resizes(&self) -> watch::Receiver<Arc<BTreeMap<PodUid, PodId>>> {
+        self.resizes.clone()
+    }
+
+    /// Books for `lease` what a bound pod is about to have, if that fits: `raised` is the pod as it will read.
+    ///
+    /// # Errors
+    /// The outer error: the task has ended. The inner: it does not fit.
+    pub async fn raise(&self, raised: Box<PodView>, lease: Duration) -> Result<Result<(), AssumeError>, Closed> {
+        let (reply, answer) = oneshot::channel();
+        let pod = raised;
+        self.commands
+            .send(Command::Raise { pod, lease, reply })
+            .await
+            .map_err(|_| Closed)?;
+        answer.await.map_err(|_| Closed)
     }
 
     /// Books it for `lease` if it still fits. What the pod held before is replaced.
@@ -217,6 +244,7 @@ pub fn open(
     let (synced_sender, synced) = watch::channel(false);
     let (freed_sender, freed) = watch::channel(0);
     let (problems_sender, problems) = watch::channel(Arc::default());
+    let (resizes_sender, resizes) = watch::channel(Arc::default());
     let world = World::new(vendors);
     let view = Arc::new(ArcSwap::from_pointee(View {
         snapshot: world.snapshot(),
@@ -233,6 +261,7 @@ pub fn open(
         synced: synced_sender,
         freed_sender,
         problems_sender,
+        resizes: resizes_sender,
         freed: 0,
         pods: Listing::default(),
         nodes: Listing::default(),
@@ -250,6 +279,7 @@ pub fn open(
         synced,
         freed,
         problems,
+        resizes,
     };
     (books, inputs, keeper.run(input_receiver, command_receiver, stop))
 }
@@ -312,6 +342,7 @@ struct Keeper {
     synced: watch::Sender<bool>,
     freed_sender: watch::Sender<u64>,
     problems_sender: watch::Sender<Arc<BTreeMap<String, String>>>,
+    resizes: watch::Sender<Arc<BTreeMap<PodUid, PodId>>>,
     freed: u64,
     pods: Listing<PodUid>,
     nodes: Listing<String>,
@@ -380,6 +411,15 @@ impl Keeper {
                 // Nobody listens any more: the request was given up, and its lease ends it.
                 let _given_up = reply.send(outcome);
             }
+            Command::Raise { pod, lease, reply } => {
+                let now = self.clock.now();
+                let seconds = i64::try_from(lease.as_secs()).unwrap_or(i64::MAX);
+                let outcome = self.world.raise(&pod, now, now.saturating_add(seconds));
+                if outcome.is_ok() {
+                    self.publish();
+                }
+                let _given_up = reply.send(outcome);
+            }
             Command::Forget { pod, reply } => {
                 if self.world.forget(&pod) {
                     self.freed += 1;
@@ -425,6 +465,7 @@ impl Keeper {
                     if let Some(node) = self.agents.see(pod) {
                         self.judge_agent(&node);
                     }
+                    self.note_resize(&uid, tessera_engine::resize::pending(pod).then_some(&pod.id));
                     let change = self.world.set_pod(pod);
                     self.freed += u64::from(change.frees);
                     let trouble = (!change.problems.is_empty()).then(|| {
@@ -500,7 +541,20 @@ impl Keeper {
         }
     }
 
+    /// Notes whether a pod's live resize has a next step.
+    fn note_resize(&self, uid: &PodUid, pod: Option<&PodId>) {
+        self.resizes.send_if_modified(|known| match pod {
+            // Told again at each of its events, so that a step that failed is tried again with a newer version.
+            Some(pod) => {
+                Arc::make_mut(known).insert(uid.clone(), pod.clone());
+                true
+            }
+            None => known.contains_key(uid) && Arc::make_mut(known).remove(uid).is_some(),
+        });
+    }
+
     fn remove_pod(&mut self, uid: &PodUid) {
+        self.note_resize(uid, None);
         self.freed += u64::from(self.world.remove_pod(uid));
         if let Some(node) = self.agents.drop_pod(uid) {
             self.judge_agent(&node);

@@ -91,15 +91,31 @@ pub async fn binding_carries_labels(client: &Client) -> Result<bool, ApiError> {
     }
 }
 
+/// The pod as the server has it now, with the server's version of it, which a patch may carry as
+/// `metadata.resourceVersion` to happen on that version only; `None` if there is none of that name.
+///
+/// # Errors
+/// As [`read_pod`].
+pub async fn read_pod_version(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<(PodView, String)>, ApiError> {
+    let api: Api<Trimmed<PodView>> = Api::namespaced(client.clone(), namespace);
+    let doing = || format!("reading pod {namespace}/{name}");
+    let Some(found) = timed(doing, REQUEST_TIME, api.get_opt(name)).await? else {
+        return Ok(None);
+    };
+    let version = found.version().to_owned();
+    let view = found.view.map_err(|why| ApiError::refused(doing(), why))?;
+    Ok(Some((view, version)))
+}
+
 /// The pod as the server has it now; `None` if there is none of that name.
 ///
 /// # Errors
 /// The server does not answer, or the pod cannot be read.
 pub async fn read_pod(client: &Client, namespace: &str, name: &str) -> Result<Option<PodView>, ApiError> {
-    let api: Api<Trimmed<PodView>> = Api::namespaced(client.clone(), namespace);
-    let doing = || format!("reading pod {namespace}/{name}");
-    match timed(doing, REQUEST_TIME, api.get_opt(name)).await? {
-        None => Ok(None),
-        Some(found) => found.view.map(Some).map_err(|why| ApiError::refused(doing(), why)),
-    }
+    let found = read_pod_version(client, namespace, name).await?;
+    Ok(found.map(|(view, _)| view))
 }

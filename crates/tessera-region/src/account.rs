@@ -17,6 +17,10 @@
 //!   between, `total - sum of held` is the leak, exactly, and it stays part of `total` whatever happens later until
 //!   somebody takes it off. A tag in `total`, changed by that, keeps two recounts from taking it off twice.
 //!
+//! - Each process knows its limit from the grant. The agent may put a lower one in force for all of them at once, in a
+//!   word beside the total: it writes the word and then changes the tag of a total that is within. A request reads the
+//!   total before it reads the word, so one that read the old word finds another total and looks again.
+//!
 //! Slots never move: the index of a live process never changes.
 
 use crate::{
@@ -78,7 +82,9 @@ struct Ledger {
     repaired: AtomicU64,
     /// Requests refused because of the limit, ever.
     refusals: AtomicU64,
-    reserved: [AtomicU64; 5],
+    /// Limit in bytes for all processes, whatever their grant says; 0 is none.
+    limit: AtomicU64,
+    reserved: [AtomicU64; 4],
 }
 
 /// One process; written by that process alone while it lives.
@@ -257,15 +263,17 @@ impl Account {
             .and_then(|w| Owner::from_word(w.load(Ordering::Acquire)))
     }
 
-    /// Reserves bytes of a card for a process, if the card's total stays within `limit`.
+    /// Reserves bytes of a card for a process, if the card's total stays within `limit`, and within the limit of
+    /// [`Account::set_limit`] unless `limit` is [`u64::MAX`]: what is never refused has none.
     ///
     /// # Errors
     /// [`Refused`]; then nothing has changed.
     pub fn reserve(&self, slot: SlotIndex, card: usize, bytes: u64, limit: u64) -> Result<(), Refused> {
         let (ledger, place, mine) = self.places(slot, card).ok_or(Refused::NoSuchCard)?;
-        let limit = limit.min(BYTES_MAX);
         begin(place);
         let raised = update(&ledger.total, |total| {
+            // Read after the total, see the module.
+            let limit = ledger.within(limit);
             let new = (total & BYTES_MAX).checked_add(bytes)?;
             (new <= limit).then_some((total & !BYTES_MAX) | new)
         });
@@ -279,6 +287,48 @@ impl Account {
                 used: total & BYTES_MAX,
             }
         })
+    }
+
+    /// Puts a limit of a card in force for all processes at once: none gets beyond it from the moment of the return,
+    /// however old its copy of the grant is. Only for the agent; one call at a time for a card.
+    ///
+    /// A limit is at least one byte. While a limit is tried that is refused in the end, a request that would pass it
+    /// may be refused too; what is held already is looked at first, so that this is rare.
+    ///
+    /// # Errors
+    /// [`Refused::OverLimit`] when more is held; the limit before stays then.
+    pub fn set_limit(&self, card: usize, bytes: u64) -> Result<(), Refused> {
+        let ledger = self.ledgers.get(card).ok_or(Refused::NoSuchCard)?;
+        let bytes = bytes.clamp(1, BYTES_MAX);
+        let over = |total: u64| (total & BYTES_MAX > bytes).then_some(total & BYTES_MAX);
+        if let Some(used) = over(ledger.total.load(Ordering::Acquire)) {
+            return Err(Refused::OverLimit { used });
+        }
+        let before = ledger.limit.swap(bytes, Ordering::AcqRel);
+        let settled = update(&ledger.total, |total| {
+            over(total).is_none().then(|| total.wrapping_add(TAG_ONE))
+        });
+        settled.map(drop).map_err(|total| {
+            ledger.limit.store(before, Ordering::Release);
+            Refused::OverLimit {
+                used: total & BYTES_MAX,
+            }
+        })
+    }
+
+    /// The limit of a card that [`Account::set_limit`] put in force, in bytes.
+    #[must_use]
+    pub fn limit(&self, card: usize) -> Option<u64> {
+        let limit = self.ledgers.get(card)?.limit.load(Ordering::Acquire);
+        (limit != 0).then_some(limit)
+    }
+
+    /// Puts back what [`Account::limit`] said before a [`Account::set_limit`]. Only for the agent.
+    #[cfg(all(feature = "fs", not(loom)))]
+    pub(crate) fn restore_limit(&self, card: usize, before: Option<u64>) {
+        if let Some(ledger) = self.ledgers.get(card) {
+            ledger.limit.store(before.unwrap_or(0), Ordering::Release);
+        }
     }
 
     /// Books bytes that the process holds already, whatever the limit.
@@ -510,6 +560,29 @@ impl Account {
         let place = self.slots.get(usize::from(slot.0))?;
         Some((self.ledgers.get(card)?, place, place.cards.get(card)?))
     }
+}
+
+impl Ledger {
+    /// The limit of a request whose process knows `limit`, in bytes.
+    fn within(&self, limit: u64) -> u64 {
+        let most = match self.limit.load(Ordering::Acquire) {
+            own if own != 0 && limit != u64::MAX => limit.min(own),
+            _ => limit,
+        };
+        most.min(BYTES_MAX)
+    }
+}
+
+/// Byte offset of the total of a card.
+#[cfg(all(feature = "fs", not(loom)))]
+pub(crate) const fn total_at(card: usize) -> usize {
+    core::mem::offset_of!(Account, ledgers).saturating_add(size_of::<Ledger>().saturating_mul(card))
+}
+
+/// Byte offset of the limit of a card.
+#[cfg(all(feature = "fs", not(loom)))]
+pub(crate) const fn limit_at(card: usize) -> usize {
+    total_at(card).saturating_add(core::mem::offset_of!(Ledger, limit))
 }
 
 /// Announces an operation: whoever sees one of its steps sees this too.

@@ -41,6 +41,8 @@ mod verdict;
 #[cfg(feature = "fs")]
 pub mod fs;
 #[cfg(all(feature = "fs", not(loom)))]
+pub mod resize;
+#[cfg(all(feature = "fs", not(loom)))]
 pub mod swap_host;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod turns_host;

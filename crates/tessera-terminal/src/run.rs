@@ -7,6 +7,7 @@
 mod ask;
 mod cards;
 mod namespace;
+mod resize;
 mod wait;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 pub use ask::MemoryAsk;
 use cards::Card;
+pub use resize::{ResizeArgs, resize};
 use tessera_region::{
     CardGrant, Grant, GrantId, GrantState, HOST_GRANTS_ROOT, LIBRARY_PATH, PRELOAD_PATH,
     fs::{self as grants, GrantDir},

@@ -82,6 +82,14 @@ pub const TESSERA_COMPONENT: &str = "tessera.dev/component";
 pub const COMPONENT_AGENT: &str = "agent";
 /// Pod annotation written to move a waiting pod back into the scheduling queue.
 pub const TESSERA_WAKE: &str = "tessera.dev/wake";
+/// Pod annotation: what the containers of a running pod are to have from now on, as JSON.
+pub const TESSERA_RESIZE: &str = "tessera.dev/resize";
+/// Pod annotation: `refuse` or `wait`, where less is wished than a container holds.
+pub const TESSERA_RESIZE_POLICY: &str = "tessera.dev/resize-policy";
+/// Pod annotation: what became of [`TESSERA_RESIZE`], by the scheduler.
+pub const TESSERA_RESIZE_STATUS: &str = "tessera.dev/resize-status";
+/// Pod annotation: what the node holds a resized pod to, by the node agent.
+pub const TESSERA_RESIZE_REPORT: &str = "tessera.dev/resize-report";
 /// Prefix of our own names.
 pub const TESSERA_PREFIX: &str = "tessera.dev/";
 /// Prefix of HAMi's names.
@@ -97,17 +105,19 @@ pub const ENV_VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 pub const ENV_DISABLE_CONTROL: &str = "CUDA_DISABLE_CONTROL";
 
 /// Annotations of a pod that record what it was given. Only a scheduler and a node agent may write them.
-pub const ALLOCATION_KEYS: [&str; 6] = [
+pub const ALLOCATION_KEYS: [&str; 8] = [
     VGPU_NODE,
     VGPU_TIME,
     BIND_PHASE,
     BIND_TIME,
     MIG_ALLOCATIONS,
     TESSERA_SCHEDULER,
+    TESSERA_RESIZE_STATUS,
+    TESSERA_RESIZE_REPORT,
 ];
 
 /// Pod annotations that a user may write, for finding mistyped ones. Other classes add theirs.
-pub const USER_KEYS: [&str; 12] = [
+pub const USER_KEYS: [&str; 14] = [
     USE_GPU_TYPE,
     NOUSE_GPU_TYPE,
     USE_GPU_UUID,
@@ -120,6 +130,8 @@ pub const USER_KEYS: [&str; 12] = [
     TESSERA_VENDORS,
     TESSERA_CARD_RULE,
     TESSERA_TRANSLATED,
+    TESSERA_RESIZE,
+    TESSERA_RESIZE_POLICY,
 ];
 
 /// Event reasons and messages that HAMi's users know.
@@ -132,6 +144,12 @@ pub mod events {
     pub const BINDING_SUCCEED: &str = "BindingSucceed";
     /// The pod could not be bound.
     pub const BINDING_FAILED: &str = "BindingFailed";
+    /// The share of a running pod was changed.
+    pub const RESIZED: &str = "Resized";
+    /// A change waits until the pod holds less.
+    pub const RESIZE_WAITS: &str = "ResizeWaits";
+    /// A change was refused.
+    pub const RESIZE_REFUSED: &str = "ResizeRefused";
     /// On a node: what it says of its cards cannot be used.
     pub const CARDS_UNUSABLE: &str = "CardsUnusable";
 }

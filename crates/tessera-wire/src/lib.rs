@@ -21,6 +21,7 @@ pub mod node_lock;
 pub mod patch;
 pub mod pending;
 pub mod register;
+pub mod resize;
 pub mod time;
 
 mod names;

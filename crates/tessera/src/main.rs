@@ -36,6 +36,8 @@ enum Command {
     Dump(tessera_simulator::DumpArgs),
     /// Propose moves that would free cards and nodes. Changes nothing.
     Plan(tessera_simulator::PlanArgs),
+    /// Change the share of a `tessera run` that is under way.
+    Resize(tessera_terminal::run::ResizeArgs),
     /// Print the version.
     Version,
 }
@@ -70,6 +72,13 @@ fn main() -> ExitCode {
         Command::Simulate(args) => tessera_simulator::simulate(&args),
         Command::Dump(args) => block_on(1, tessera_simulator::dump(args)),
         Command::Plan(args) => block_on(1, tessera_simulator::plan(args)),
+        Command::Resize(args) => match tessera_terminal::run::resize(&args) {
+            Ok(text) => {
+                tell(&mut std::io::stdout(), &text);
+                return ExitCode::SUCCESS;
+            }
+            Err(error) => Err(error),
+        },
         Command::Version => {
             tell(
                 &mut std::io::stdout(),

@@ -191,6 +191,8 @@ impl Book {
             sealed: false,
             proven: false,
             serial: self.next_serial(),
+            priority: None,
+            resized: 0,
         })
     }
 

@@ -153,6 +153,8 @@ fn grant(book: &mut Book, choice: &Choice, ids: &[String]) -> Record {
         sealed: false,
         proven: false,
         serial,
+        priority: None,
+        resized: 0,
     };
     book.set_record(record.clone());
     record

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tessera_engine::admission::{Settings, Verdict, refuse_update, review};
+use tessera_engine::admission::{Settings, Verdict, check_resize, refuse_update, review};
 use tessera_engine::{Defaults, Engine, World};
 use tessera_testkit::build::{card, node};
 use tessera_types::Card;
@@ -526,5 +526,55 @@ fn fields() -> Vec<Row> {
                 refuse_update(&old, &new, "alice", &groups, &Settings::default(), &engine()).unwrap_or_default()
             },
         },
+        Row {
+            id: "resize-container",
+            did: r#"annotated a running pod with `tessera.dev/resize: {"mian": {"memory": "8Gi"}}`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize` names container `mian`, which the pod does not have; it has `main`",
+            see: || resized("tessera.dev/resize", r#"{"mian": {"memory": "8Gi"}}"#),
+        },
+        Row {
+            id: "resize-shape",
+            did: r#"annotated a running pod with `tessera.dev/resize: 8Gi`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize` is no JSON object of containers: invalid type: integer `8`, expected a map at line 1 column 1; write for example {\"main\": {\"memory\": \"8Gi\", \"cores\": 40}}",
+            see: || resized("tessera.dev/resize", r#"8Gi"#),
+        },
+        Row {
+            id: "resize-member",
+            did: r#"annotated a running pod with `tessera.dev/resize: {"main": {"memori": "8Gi"}}`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize`: container `main` has the member `memori`; known are memory, cores and priority; did you mean `memory`?",
+            see: || resized("tessera.dev/resize", r#"{"main": {"memori": "8Gi"}}"#),
+        },
+        Row {
+            id: "resize-memory",
+            did: r#"annotated a running pod with `tessera.dev/resize: {"main": {"memory": "0"}}`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize`: container `main`: memory `0` is not MiB (8192) or a size (8Gi), at least 1 MiB",
+            see: || resized("tessera.dev/resize", r#"{"main": {"memory": "0"}}"#),
+        },
+        Row {
+            id: "resize-cores",
+            did: r#"annotated a running pod with `tessera.dev/resize: {"main": {"cores": 0}}`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize`: container `main`: cores `0` is not a percentage of 1 to 100",
+            see: || resized("tessera.dev/resize", r#"{"main": {"cores": 0}}"#),
+        },
+        Row {
+            id: "resize-policy",
+            did: r#"annotated a running pod with `tessera.dev/resize-policy: later`"#,
+            place: "`kubectl` refuses the change; the pod stays as it was",
+            message: "annotation `tessera.dev/resize-policy` is `later`; it is `refuse` or `wait`",
+            see: || resized("tessera.dev/resize-policy", r#"later"#),
+        },
     ]
+}
+
+/// What the webhook says of an annotation put on a running pod.
+fn resized(key: &str, text: &str) -> String {
+    let old = gpu(json!({"nvidia.com/gpumem": 100}));
+    let mut new = old.clone();
+    new["metadata"]["annotations"][key] = json!(text);
+    check_resize(&old, &new).err().unwrap_or_default()
 }

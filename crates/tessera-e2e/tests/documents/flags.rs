@@ -131,6 +131,7 @@ const FOREIGN: &[&str] = &[
     "--for",
     "--timeout",
     "-it",
+    "--overwrite",
     "-l",
     // cargo
     "--workspace",

@@ -36,6 +36,7 @@ fn account() -> Account {
             total: word(),
             repaired: word(),
             refusals: word(),
+            limit: word(),
             reserved: words(),
         }),
         owners: words(),
@@ -110,6 +111,23 @@ fn a_request_that_fits_is_not_refused_because_of_one_that_does_not() {
         assert!(account.reserve(slot, 0, 100, 100).is_ok());
         assert!(!greedy.join().unwrap());
         assert_eq!((account.used(0), account.held(slot, 0)), (100, 100));
+    });
+}
+
+#[test]
+fn a_lower_limit_holds_at_once_or_not_at_all() {
+    explore(|| {
+        let account = Arc::new(account());
+        let slot = account.attach(owner(1)).unwrap();
+        let other = Arc::clone(&account);
+        let program = thread::spawn(move || other.reserve(slot, 0, 60, 100).is_ok());
+        let lowered = account.set_limit(0, 50).is_ok();
+        let used = account.used(0);
+        assert!(!lowered || used <= 50, "{used} are held");
+        let held = program.join().unwrap();
+        assert_eq!(account.used(0), if held { 60 } else { 0 });
+        assert!(!(lowered && held));
+        assert_eq!(account.limit(0), lowered.then_some(50));
     });
 }
 

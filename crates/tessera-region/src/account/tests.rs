@@ -373,3 +373,26 @@ proptest! {
         prop_assert!(account.used(0) <= BYTES_MAX);
     }
 }
+
+#[test]
+fn a_limit_of_the_account_holds_for_old_copies_of_the_grant() {
+    let mut page = Page::new();
+    let account = page.account();
+    let slot = account.attach(owner(1)).unwrap();
+    account.reserve(slot, 0, 60, 100).unwrap();
+    assert_eq!(account.set_limit(0, 50), Err(Refused::OverLimit { used: 60 }));
+    assert_eq!(account.limit(0), None);
+    account.reserve(slot, 0, 40, 100).unwrap();
+    account.release(slot, 0, 70);
+    account.set_limit(0, 50).unwrap();
+    assert_eq!(account.reserve(slot, 0, 21, 100), Err(Refused::OverLimit { used: 30 }));
+    account.reserve(slot, 0, 20, 100).unwrap();
+    // What is never refused has no limit.
+    account.reserve(slot, 0, 1000, u64::MAX).unwrap();
+    assert_eq!(account.set_limit(0, 200), Err(Refused::OverLimit { used: 1050 }));
+    assert_eq!(account.limit(0), Some(50));
+    account.release(slot, 0, 1000);
+    account.set_limit(0, 200).unwrap();
+    account.reserve(slot, 0, 100, 150).unwrap();
+    assert_eq!(account.reserve(slot, 0, 1, 150), Err(Refused::OverLimit { used: 150 }));
+}
