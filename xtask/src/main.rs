@@ -6,11 +6,13 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod fuzz;
 mod models;
 mod names;
 mod packing;
 mod scale;
 mod storm;
+mod stress;
 mod tidy;
 mod tool;
 mod up;
@@ -34,8 +36,15 @@ enum Command {
     Packing(packing::PackingArgs),
     /// Storm a real cluster: many pods at once, random deletes, kills of scheduler, agent and kubelet.
     Storm(storm::StormArgs),
+    /// Run a test that finds more the longer it runs.
+    #[command(subcommand)]
+    Stress(stress::StressArgs),
     /// Try every interleaving of the protocols of the shared pages.
     Models,
+    /// Run every fuzz target for so long, guided by coverage, with AddressSanitizer. Needs a nightly compiler.
+    Fuzz(fuzz::FuzzArgs),
+    /// Run the tests of the library, of its pages and of the fuzz targets with AddressSanitizer. Needs a nightly compiler.
+    Asan,
     /// List the names of the vendor's headers anew, for every release whose headers are published as packages.
     Names,
     /// Measure pods a second on a large cluster of real Kubernetes with nodes that nobody runs.
@@ -51,7 +60,10 @@ fn main() -> ExitCode {
         Command::Bench => bench::run(),
         Command::Packing(args) => packing::run(&args),
         Command::Storm(args) => storm::run(&args),
+        Command::Stress(args) => stress::run(&args),
         Command::Models => models::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Asan => fuzz::asan(),
         Command::Names => names::run(),
         Command::Scale(args) => scale::run(&args),
         Command::Tidy => tidy::run(),

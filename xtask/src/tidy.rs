@@ -86,6 +86,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-extender",
         ],
     ),
+    (
+        "tessera-fuzz",
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-engine",
+            "tessera-vendors",
+            "tessera-region",
+        ],
+    ),
     ("tessera-players", &["tessera-kubelet"]),
     ("tessera-testcluster", &[]),
     (
@@ -108,6 +118,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-wire",
             "tessera-types",
             "tessera-packing",
+            "tessera-fuzz",
         ],
     ),
 ];

@@ -154,6 +154,9 @@ impl Operation {
                     std::ptr::copy(from as *const u8, to as *mut u8, len.min(COPY_MAX) as usize)
                 }
                 Self::Block { to, from, size } => {
+                    if size.contains(&0) {
+                        return;
+                    }
                     let mut left = COPY_MAX;
                     for z in 0..size[2] {
                         for y in 0..size[1] {
@@ -180,6 +183,9 @@ impl Operation {
                     let mut left = COPY_MAX / u64::from(element.max(1));
                     for y in 0..height {
                         let count = width.min(left) as usize;
+                        if count == 0 {
+                            return;
+                        }
                         left -= count as u64;
                         let row = to + y * pitch;
                         match element {

@@ -19,6 +19,7 @@ use core::{
 use tessera_region::{CardFlags, CardGrant};
 
 use crate::{
+    argument::{is_writable, put},
     codes::{self, SUCCESS},
     os::KeepErrno,
     process::{self, started},
@@ -157,13 +158,18 @@ macro_rules! gates {
 fn address_range(base: *mut u64, size: *mut usize, address: u64, real: impl FnOnce() -> i32) -> i32 {
     let found = started().and_then(|process| swap::space()?.range(process, address));
     let Some((start, bytes)) = found else { return real() };
-    // SAFETY: null or places for the answers, by the caller's word.
+    let good =
+        |address: usize, size| address == 0 || is_writable(core::ptr::without_provenance_mut::<u8>(address), size);
+    if !good(base.addr(), size_of::<u64>()) || !good(size.addr(), size_of::<usize>()) {
+        return codes::INVALID_VALUE;
+    }
+    // SAFETY: null or writable, by the kernel's word.
     unsafe {
         if !base.is_null() {
-            base.write(start);
+            put(base, start);
         }
         if !size.is_null() {
-            size.write(usize::try_from(bytes).unwrap_or(usize::MAX));
+            put(size, usize::try_from(bytes).unwrap_or(usize::MAX));
         }
     }
     SUCCESS

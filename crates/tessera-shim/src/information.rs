@@ -2,6 +2,7 @@
 //! container without a grant is turned away.
 
 use crate::{
+    argument::{put, written},
     codes::{INVALID_VALUE, NOT_PERMITTED, SUCCESS},
     place::{self, Place},
     process::{Card, Process, process, started},
@@ -43,11 +44,11 @@ pub(crate) unsafe fn memory(
     {
         let word = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         // SAFETY: not null, and written by the driver.
-        let (all, left) = unsafe { share(process, card, word(total.read()), word(free.read())) };
+        let (all, left) = unsafe { share(process, card, word(written(total)), word(written(free))) };
         // SAFETY: as above.
         unsafe {
-            total.write(usize::try_from(all).unwrap_or(usize::MAX));
-            free.write(usize::try_from(left).unwrap_or(usize::MAX));
+            put(total, usize::try_from(all).unwrap_or(usize::MAX));
+            put(free, usize::try_from(left).unwrap_or(usize::MAX));
         }
     }
     result
@@ -67,11 +68,11 @@ pub(crate) unsafe fn memory_v1(
         && let Place::Counted(process, card) = place::current()
     {
         // SAFETY: not null, and written by the driver.
-        let (all, left) = unsafe { share(process, card, u64::from(total.read()), u64::from(free.read())) };
+        let (all, left) = unsafe { share(process, card, u64::from(written(total)), u64::from(written(free))) };
         // SAFETY: as above.
         unsafe {
-            total.write(u32::try_from(all).unwrap_or(u32::MAX));
-            free.write(u32::try_from(left).unwrap_or(u32::MAX));
+            put(total, u32::try_from(all).unwrap_or(u32::MAX));
+            put(free, u32::try_from(left).unwrap_or(u32::MAX));
         }
     }
     result
@@ -96,10 +97,10 @@ pub(crate) unsafe fn total(real: unsafe extern "C" fn(*mut usize, i32) -> i32, t
     let result = unsafe { real(total, device) };
     if result == SUCCESS {
         // SAFETY: not null, and written by the driver.
-        let card_total = unsafe { total.read() };
+        let card_total = unsafe { written(total) };
         let seen = total_of(device, u64::try_from(card_total).unwrap_or(u64::MAX));
         // SAFETY: not null.
-        unsafe { total.write(usize::try_from(seen).unwrap_or(usize::MAX)) };
+        unsafe { put(total, usize::try_from(seen).unwrap_or(usize::MAX)) };
     }
     result
 }
@@ -112,10 +113,10 @@ pub(crate) unsafe fn total_v1(real: unsafe extern "C" fn(*mut u32, i32) -> i32, 
     let result = unsafe { real(total, device) };
     if result == SUCCESS {
         // SAFETY: not null, and written by the driver.
-        let card_total = unsafe { total.read() };
+        let card_total = unsafe { written(total) };
         let seen = total_of(device, u64::from(card_total));
         // SAFETY: not null.
-        unsafe { total.write(u32::try_from(seen).unwrap_or(u32::MAX)) };
+        unsafe { put(total, u32::try_from(seen).unwrap_or(u32::MAX)) };
     }
     result
 }

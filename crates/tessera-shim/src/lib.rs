@@ -45,6 +45,7 @@
 )]
 
 mod address;
+mod argument;
 mod codes;
 mod elf;
 mod gates;

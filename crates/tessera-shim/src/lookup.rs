@@ -10,6 +10,7 @@ use core::{
 };
 
 use crate::{
+    argument::{put, written},
     codes::SUCCESS,
     os::KeepErrno,
     symbol::{Library, REAL_DLSYM, REAL_DLVSYM, find_lookups, real_dlsym},
@@ -102,7 +103,7 @@ const PER_THREAD: u64 = 2;
 /// `name` is a C string, `out` was written by the driver.
 unsafe fn stand_in(name: *const c_char, out: *mut *mut c_void, version: i32, flags: u64) {
     // SAFETY: by the caller's promise.
-    let (name, found) = unsafe { (CStr::from_ptr(name), out.read()) };
+    let (name, found) = unsafe { (CStr::from_ptr(name), written(out)) };
     if found.is_null() {
         return;
     }
@@ -116,7 +117,7 @@ unsafe fn stand_in(name: *const c_char, out: *mut *mut c_void, version: i32, fla
     if let Some(entry) = chosen {
         entry.symbol.learn(found);
         // SAFETY: by the caller's promise.
-        unsafe { out.write(entry.hook.address()) };
+        unsafe { put(out, entry.hook.address()) };
     }
 }
 

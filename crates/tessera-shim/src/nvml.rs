@@ -3,6 +3,7 @@
 use core::ffi::{CStr, c_char, c_void};
 
 use crate::{
+    argument::{given, is_writable, put, written},
     codes::{NVML_INSUFFICIENT_SIZE, NVML_INVALID_ARGUMENT, NVML_NO_PERMISSION, SUCCESS},
     information::share,
     os,
@@ -15,6 +16,7 @@ use crate::{
 pub(crate) type Device = *mut c_void;
 
 /// `nvmlMemory_t`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Memory {
     total: u64,
@@ -23,6 +25,7 @@ pub(crate) struct Memory {
 }
 
 /// `nvmlMemory_v2_t`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Memory2 {
     version: u32,
@@ -33,6 +36,7 @@ pub(crate) struct Memory2 {
 }
 
 /// One entry of a process list, first form.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Running1 {
     pid: u32,
@@ -40,6 +44,7 @@ pub(crate) struct Running1 {
 }
 
 /// One entry of a process list, second and third form.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Running2 {
     pid: u32,
@@ -112,13 +117,15 @@ pub(crate) unsafe fn memory(
         && let Seen::Counted(process, card) = seen(device)
     {
         // SAFETY: not null, and filled by the library.
-        let memory = unsafe { &mut *out };
+        let memory = unsafe { written(out) };
         let (total, free) = share(process, card, memory.total, memory.free);
-        *memory = Memory {
+        let seen = Memory {
             total,
             free,
             used: used(process, card, total),
         };
+        // SAFETY: as above.
+        unsafe { put(out, seen) };
     }
     result
 }
@@ -137,16 +144,18 @@ pub(crate) unsafe fn memory_v2(
         && let Seen::Counted(process, card) = seen(device)
     {
         // SAFETY: not null, and filled by the library.
-        let memory = unsafe { &mut *out };
+        let memory = unsafe { written(out) };
         // What the driver keeps for itself is no part of a share.
         let (total, free) = share(process, card, memory.total.saturating_sub(memory.reserved), memory.free);
-        *memory = Memory2 {
+        let seen = Memory2 {
             total,
             free,
             used: used(process, card, total),
             reserved: 0,
-            ..*memory
+            ..memory
         };
+        // SAFETY: as above.
+        unsafe { put(out, seen) };
     }
     result
 }
@@ -159,7 +168,7 @@ fn used(process: &Process, card: Card, total: u64) -> u64 {
 ///
 /// # Safety
 /// `list` is null or has room for the entries that `count` says.
-unsafe fn running<T>(
+unsafe fn running<T: Copy>(
     real: unsafe extern "C" fn(Device, *mut u32, *mut T) -> i32,
     device: Device,
     count: *mut u32,
@@ -180,22 +189,35 @@ unsafe fn running<T>(
     let Some((account, _)) = process.account() else {
         return call();
     };
+    // SAFETY: an integer.
+    let Some(room) = (unsafe { given(count) }) else {
+        return NVML_INVALID_ARGUMENT;
+    };
+    if !is_writable(count, size_of::<u32>()) {
+        return NVML_INVALID_ARGUMENT;
+    }
     process.reap_sometimes();
-    // SAFETY: not null.
-    let room = unsafe { count.read() };
+    let mut bad = false;
     let mut found = 0_u32;
     if with_memory {
         account.holders(card.0, |owner, held| {
             if found < room && !list.is_null() {
-                let place = usize::try_from(found).unwrap_or_default();
-                // SAFETY: below the number of entries that the caller has room for.
-                unsafe { list.add(place).write(entry(owner.pid(), held)) };
+                let place = list.wrapping_add(usize::try_from(found).unwrap_or_default());
+                if !is_writable(place, size_of::<T>()) {
+                    bad = true;
+                    return;
+                }
+                // SAFETY: below the number of entries that the caller has room for, and writable.
+                unsafe { put(place, entry(owner.pid(), held)) };
             }
             found = found.saturating_add(1);
         });
     }
-    // SAFETY: not null.
-    unsafe { count.write(found) };
+    if bad {
+        return NVML_INVALID_ARGUMENT;
+    }
+    // SAFETY: writable, by the kernel's word.
+    unsafe { put(count, found) };
     if found > room || (found > 0 && list.is_null()) {
         NVML_INSUFFICIENT_SIZE
     } else {
@@ -263,7 +285,7 @@ pub(crate) unsafe fn other_v2(
 /// `out` is null or was written by the library when `result` is success.
 unsafe fn handed_out(result: i32, out: *mut Device) -> i32 {
     // SAFETY: by the caller's promise.
-    if result == SUCCESS && !out.is_null() && matches!(seen(unsafe { out.read() }), Seen::Foreign) {
+    if result == SUCCESS && !out.is_null() && matches!(seen(unsafe { written(out) }), Seen::Foreign) {
         return NVML_NO_PERMISSION;
     }
     result

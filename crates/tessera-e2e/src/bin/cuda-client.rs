@@ -12,6 +12,7 @@
 //! | `@dlvsym NAME VERSION` | the same by `dlvsym` in libcuda |
 //! | `@new VAR SIZE` | a zeroed block; `@set VAR AT SIZE VALUE`, `@get VAR AT SIZE` |
 //! | `@repeat N NAME ARG...` | how many of n calls returned 0 |
+//! | `@ns NAME ARG...` | the code of a call, and how long it took |
 //! | `@threads T N NAME ARG...` | the same from so many threads at once, together |
 //! | `@var VAR VALUE` | sets a variable |
 //! | `@open VAR PATH` | opens a file; its number |
@@ -165,6 +166,12 @@ impl Client {
                     .filter(|_| invoke(call, &arguments.words) == 0)
                     .count()
                     .to_string())
+            }
+            ("@ns", [name, arguments @ ..]) => {
+                let (call, arguments) = (function(name)?, self.arguments(arguments)?);
+                let begun = std::time::Instant::now();
+                let code = invoke(call, &arguments.words);
+                Ok(format!("{code} {}", begun.elapsed().as_nanos()))
             }
             ("@threads", [threads, times, name, arguments @ ..]) => self.threads(threads, times, name, arguments),
             ("@var", [variable, value]) => {

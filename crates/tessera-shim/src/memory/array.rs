@@ -4,7 +4,8 @@
 use super::{allocate, free};
 use crate::{
     address::{Entry, Space},
-    codes::OUT_OF_MEMORY,
+    argument::{given, written},
+    codes::{INVALID_VALUE, OUT_OF_MEMORY},
     place::{self, current_context},
     process::started,
 };
@@ -14,6 +15,7 @@ const UNIT: u64 = 64 << 10;
 const WITHOUT_MEMORY: u32 = 0x40 | 0x80;
 
 /// `CUDA_ARRAY_DESCRIPTOR`, first form.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Descriptor1 {
     width: u32,
@@ -23,6 +25,7 @@ pub(crate) struct Descriptor1 {
 }
 
 /// `CUDA_ARRAY_DESCRIPTOR`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Descriptor {
     width: usize,
@@ -32,6 +35,7 @@ pub(crate) struct Descriptor {
 }
 
 /// `CUDA_ARRAY3D_DESCRIPTOR`, first form.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Descriptor3d1 {
     width: u32,
@@ -43,6 +47,7 @@ pub(crate) struct Descriptor3d1 {
 }
 
 /// `CUDA_ARRAY3D_DESCRIPTOR`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Descriptor3d {
     width: usize,
@@ -158,14 +163,16 @@ macro_rules! maker {
             if out.is_null() || descriptor.is_null() {
                 return call();
             }
-            // SAFETY: not null; the vendor asks for a valid structure.
-            let $d = unsafe { &*descriptor };
+            // SAFETY: integers only.
+            let Some($d) = (unsafe { given(descriptor) }) else {
+                return INVALID_VALUE;
+            };
             let shape = $shape;
             #[allow(unused_mut, unused_assignments, reason = "only one of the makers has levels")]
             let mut count: u32 = 1;
             $(count = levels as $levels;)?
             // SAFETY: not null, and written by the driver.
-            make(Space::$space, shape, count, call, || unsafe { out.read() })
+            make(Space::$space, shape, count, call, || unsafe { written(out) })
         }
     };
 }

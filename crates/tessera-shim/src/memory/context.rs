@@ -6,6 +6,7 @@ use core::ffi::c_void;
 use super::{card_of, entry, forget};
 use crate::{
     address::{Entry, Space},
+    argument::written,
     codes::SUCCESS,
     nvml,
     place::{self, Place},
@@ -107,7 +108,7 @@ pub(crate) unsafe fn primary_retain(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    make(device, PRIMARY, call, || unsafe { out.read() })
+    make(device, PRIMARY, call, || unsafe { written(out) })
 }
 
 pub(crate) unsafe fn primary_release(real: unsafe extern "C" fn(i32) -> i32, device: i32) -> i32 {
@@ -149,7 +150,7 @@ pub(crate) unsafe fn create(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    make(device, 0, call, || unsafe { out.read() })
+    make(device, 0, call, || unsafe { written(out) })
 }
 
 pub(crate) unsafe fn create_v3(
@@ -166,7 +167,7 @@ pub(crate) unsafe fn create_v3(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    make(device, 0, call, || unsafe { out.read() })
+    make(device, 0, call, || unsafe { written(out) })
 }
 
 pub(crate) unsafe fn create_v4(
@@ -182,7 +183,7 @@ pub(crate) unsafe fn create_v4(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    make(device, 0, call, || unsafe { out.read() })
+    make(device, 0, call, || unsafe { written(out) })
 }
 
 pub(crate) unsafe fn create_green(
@@ -198,7 +199,7 @@ pub(crate) unsafe fn create_green(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    make(device, 0, call, || unsafe { out.read() })
+    make(device, 0, call, || unsafe { written(out) })
 }
 
 pub(crate) unsafe fn destroy(real: unsafe extern "C" fn(u64) -> i32, context: u64) -> i32 {

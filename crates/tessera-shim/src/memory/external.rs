@@ -6,11 +6,14 @@ use core::ffi::c_void;
 use super::{allocate, array::Descriptor3d, free};
 use crate::{
     address::{Entry, Space},
+    argument::given,
+    codes::INVALID_VALUE,
     place::{self, current_context},
     process::started,
 };
 
 /// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`, as far as it matters.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct BufferDescriptor {
     offset: u64,
@@ -28,11 +31,15 @@ pub(crate) unsafe fn map_buffer(
     if descriptor.is_null() {
         return call();
     }
-    // SAFETY: not null; the vendor asks for a valid structure.
-    charged_once(memory, unsafe { (*descriptor).size }, call)
+    // SAFETY: integers only.
+    match unsafe { given(descriptor) } {
+        Some(descriptor) => charged_once(memory, descriptor.size, call),
+        None => INVALID_VALUE,
+    }
 }
 
 /// `CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC`, as far as it matters.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct ArrayDescriptor {
     offset: u64,
@@ -51,8 +58,11 @@ pub(crate) unsafe fn map_array(
     if descriptor.is_null() {
         return call();
     }
-    // SAFETY: not null; the vendor asks for a valid structure.
-    let size = unsafe { (*descriptor).array.bytes((*descriptor).levels) };
+    // SAFETY: integers only.
+    let Some(descriptor) = (unsafe { given(descriptor) }) else {
+        return INVALID_VALUE;
+    };
+    let size = descriptor.array.bytes(descriptor.levels);
     charged_once(memory, size.unwrap_or(u64::MAX), call)
 }
 

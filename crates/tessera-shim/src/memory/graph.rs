@@ -12,6 +12,7 @@ use core::{
 use super::plain::bytes;
 use crate::{
     address::{Entry, Space},
+    argument::written,
     codes::SUCCESS,
     place::{self, Place},
     process::{Card, Process, process, started},
@@ -100,7 +101,12 @@ pub(crate) unsafe fn add_memory_node(
         && let Ok(process) = process()
     {
         // SAFETY: not null, and accepted by the driver.
-        add(process, Space::Graph, graph, bytes(unsafe { (*node).size }));
+        add(
+            process,
+            Space::Graph,
+            graph,
+            bytes(unsafe { written(&raw const (*node).size) }),
+        );
     }
     result
 }
@@ -110,11 +116,16 @@ pub(crate) unsafe fn add_memory_node(
 unsafe fn added(graph: u64, node: *const AnyNode) {
     if !node.is_null()
         // SAFETY: by the caller's promise; every node begins with its kind.
-        && unsafe { (*node).kind } == NODE_TYPE_MEMORY
+        && unsafe { written(&raw const (*node).kind) } == NODE_TYPE_MEMORY
         && let Ok(process) = process()
     {
         // SAFETY: a memory node.
-        add(process, Space::Graph, graph, bytes(unsafe { (*node).memory.size }));
+        add(
+            process,
+            Space::Graph,
+            graph,
+            bytes(unsafe { written(&raw const (*node).memory.size) }),
+        );
     }
 }
 
@@ -178,7 +189,7 @@ pub(crate) unsafe fn end_capture(
         && !graph.is_null()
     {
         // SAFETY: not null, and written by the driver.
-        add(process, Space::Graph, unsafe { graph.read() }, entry.extra);
+        add(process, Space::Graph, unsafe { written(graph) }, entry.extra);
     }
     result
 }
@@ -193,7 +204,7 @@ unsafe fn instantiated(result: i32, executable: *const u64, graph: u64) -> i32 {
         && let Some(process) = with_memory()
     {
         // SAFETY: by the caller's promise.
-        let key = unsafe { executable.read() };
+        let key = unsafe { written(executable) };
         process.table.take(Space::Executable, key);
         let size = process.table.get(Space::Graph, graph).map_or(0, |entry| entry.extra);
         add(process, Space::Executable, key, size);

@@ -3,6 +3,7 @@
 use super::{Form, allocate, free};
 use crate::{
     address::{Entry, Space},
+    argument::written,
     codes::{OUT_OF_MEMORY, SUCCESS},
     place::{self, Place, current_context, rounded},
     process::started,
@@ -28,7 +29,7 @@ pub(crate) unsafe fn alloc_v1(real: unsafe extern "C" fn(*mut u32, u32) -> i32, 
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    let key = || u64::from(unsafe { out.read() });
+    let key = || u64::from(unsafe { written(out) });
     allocate(place::current(), u64::from(size), call, |entry| pointer(key())(entry))
 }
 
@@ -41,7 +42,7 @@ pub(crate) unsafe fn alloc(real: unsafe extern "C" fn(*mut u64, usize) -> i32, o
     let place = place::current();
     let call = || crate::swap::allocate(place, size, out).unwrap_or_else(call);
     // SAFETY: not null, and written by the driver.
-    let key = || unsafe { out.read() };
+    let key = || unsafe { written(out) };
     allocate(place, bytes(size), call, |entry| pointer(key())(entry))
 }
 
@@ -57,7 +58,7 @@ pub(crate) unsafe fn alloc_managed(
         return call();
     }
     // SAFETY: not null, and written by the driver.
-    let key = || unsafe { out.read() };
+    let key = || unsafe { written(out) };
     allocate(place::current(), bytes(size), call, |entry| pointer(key())(entry))
 }
 
@@ -79,7 +80,7 @@ pub(crate) unsafe fn alloc_pitch_v1(
         u64::from(height),
         call,
         // SAFETY: not null, and written by the driver.
-        || unsafe { (u64::from(out.read()), u64::from(pitch.read())) },
+        || unsafe { (u64::from(written(out)), u64::from(written(pitch))) },
     )
 }
 
@@ -98,7 +99,7 @@ pub(crate) unsafe fn alloc_pitch(
     }
     // SAFETY: not null, and written by the driver.
     pitched(bytes(width), bytes(height), call, || unsafe {
-        (out.read(), bytes(pitch.read()))
+        (written(out), bytes(written(pitch)))
     })
 }
 

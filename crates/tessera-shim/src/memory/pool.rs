@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::{Form, card_of, entry, graph, plain::bytes, remember};
 use crate::{
     address::{Entry, Space},
-    codes::{OUT_OF_MEMORY, SUCCESS},
+    argument::{given, written},
+    codes::{INVALID_VALUE, OUT_OF_MEMORY, SUCCESS},
     place::{self, Place, current_context},
     process::{Card, Process, process, started},
     symbol::{
@@ -229,7 +230,7 @@ pub(crate) unsafe fn alloc_async(
     let pool = if found { process.pools.enter(handle, card) } else { None };
     // SAFETY: not null, and written by the driver.
     from_pool(process, card, pool, bytes(size), stream, form, call, || unsafe {
-        out.read()
+        written(out)
     })
 }
 
@@ -265,7 +266,7 @@ pub(crate) unsafe fn alloc_from_pool(
         stream,
         form,
         call,
-        || unsafe { out.read() },
+        || unsafe { written(out) },
     )
 }
 
@@ -355,6 +356,7 @@ fn from_pool(
 }
 
 /// Properties of a new pool, as far as they matter.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct PoolProperties {
     allocation_type: i32,
@@ -373,9 +375,12 @@ pub(crate) unsafe fn create(
     if out.is_null() || properties.is_null() {
         return call();
     }
-    // SAFETY: not null; the vendor asks for a valid structure.
-    let (kind, device) = unsafe { ((*properties).location_type, (*properties).location_id) };
-    if kind != LOCATION_DEVICE {
+    // SAFETY: integers only.
+    let Some(properties) = (unsafe { given(properties) }) else {
+        return INVALID_VALUE;
+    };
+    let device = properties.location_id;
+    if properties.location_type != LOCATION_DEVICE {
         return call();
     }
     match place::of_device(device) {
@@ -385,7 +390,7 @@ pub(crate) unsafe fn create(
             let result = call();
             if result == SUCCESS {
                 // SAFETY: not null, and written by the driver.
-                process.pools.enter(unsafe { out.read() }, card);
+                process.pools.enter(unsafe { written(out) }, card);
             }
             result
         }

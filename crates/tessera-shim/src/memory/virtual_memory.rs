@@ -7,7 +7,8 @@
 use super::{allocate, card_of, entry, plain::bytes, remember};
 use crate::{
     address::{Entry, Space},
-    codes::SUCCESS,
+    argument::{given, written},
+    codes::{INVALID_VALUE, SUCCESS},
     place,
     process::{Process, started},
 };
@@ -15,6 +16,7 @@ use crate::{
 const LOCATION_DEVICE: i32 = 1;
 
 /// Properties of physical memory, as far as they matter.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct AllocationProperties {
     kind: i32,
@@ -35,18 +37,22 @@ pub(crate) unsafe fn create(
     if out.is_null() || properties.is_null() || size == 0 {
         return call();
     }
-    // SAFETY: not null; the vendor asks for a valid structure.
-    let (kind, device) = unsafe { ((*properties).location_type, (*properties).location_id) };
-    if kind != LOCATION_DEVICE {
+    // SAFETY: integers only.
+    let Some(properties) = (unsafe { given(properties) }) else {
+        return INVALID_VALUE;
+    };
+    let device = properties.location_id;
+    if properties.location_type != LOCATION_DEVICE {
         return call();
     }
     allocate(place::of_device(device), bytes(size), call, |entry| {
         // SAFETY: not null, and written by the driver.
-        (Space::Handle, unsafe { out.read() }, Entry { extra: 1, ..entry })
+        (Space::Handle, unsafe { written(out) }, Entry { extra: 1, ..entry })
     })
 }
 
 /// Properties of a multicast object, as far as they matter.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct MulticastProperties {
     devices: u32,
@@ -63,11 +69,13 @@ pub(crate) unsafe fn create_multicast(
     if out.is_null() || properties.is_null() {
         return call();
     }
-    // SAFETY: not null; the vendor asks for a valid structure.
-    let size = unsafe { (*properties).size };
-    allocate(place::current(), bytes(size), call, |entry| {
+    // SAFETY: integers only.
+    let Some(properties) = (unsafe { given(properties) }) else {
+        return INVALID_VALUE;
+    };
+    allocate(place::current(), bytes(properties.size), call, |entry| {
         // SAFETY: not null, and written by the driver.
-        (Space::Handle, unsafe { out.read() }, Entry { extra: 1, ..entry })
+        (Space::Handle, unsafe { written(out) }, Entry { extra: 1, ..entry })
     })
 }
 
@@ -186,7 +194,7 @@ pub(crate) unsafe fn retain(
     }
     let Some(process) = started() else { return result };
     // SAFETY: not null, and written by the driver.
-    let handle = unsafe { out.read() };
+    let handle = unsafe { written(out) };
     let address = u64::try_from(address.addr()).unwrap_or_default();
     if let Some(root) = root(process, handle) {
         add_reference(process, root);
@@ -243,7 +251,7 @@ pub(crate) unsafe fn import(
         && !out.is_null()
         && let Some(process) = started()
         // SAFETY: not null, and written by the driver.
-        && let Some(root) = root(process, unsafe { out.read() })
+        && let Some(root) = root(process, unsafe { written(out) })
     {
         add_reference(process, root);
     }

@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use crate::{
     address::Space as Kind,
+    argument::{is_writable, put},
     codes::SUCCESS,
     os::{self, KeepErrno},
     place::{Place, current_context},
@@ -94,7 +95,7 @@ pub(crate) fn allocate(place: Place, size: usize, out: *mut u64) -> Option<i32> 
     let Place::Counted(process, card) = place else {
         return None;
     };
-    if size < LEAST || out.is_null() || !process.swaps(card) {
+    if size < LEAST || !process.swaps(card) || !is_writable(out, size_of::<u64>()) {
         return None;
     }
     let _errno = KeepErrno::new();
@@ -105,8 +106,8 @@ pub(crate) fn allocate(place: Place, size: usize, out: *mut u64) -> Option<i32> 
     }
     let space = start(process)?;
     let address = space.allocate(process, card, device, current_context(), u64::try_from(size).ok()?)?;
-    // SAFETY: not null; the caller's place for the answer.
-    unsafe { out.write(address) };
+    // SAFETY: writable, by the kernel's word.
+    unsafe { put(out, address) };
     Some(SUCCESS)
 }
 

@@ -7,7 +7,8 @@ use core::{
 
 use super::{CAPTURES, ON, context, key, launch, turns};
 use crate::{
-    codes::SUCCESS,
+    argument::given_again,
+    codes::{INVALID_VALUE, SUCCESS},
     memory::{Form, graph, plain},
     swap,
 };
@@ -74,15 +75,16 @@ kernels! {
 /// Offset of the stream in the vendor's structure of a launch.
 const STREAM_AT: usize = 32;
 
-/// The stream of a launch that is described by a structure; the driver refuses a null one.
-fn stream_of(configuration: u64) -> u64 {
-    let address = usize::try_from(configuration).unwrap_or_default();
-    if address == 0 {
-        return 0;
-    }
-    let place: *const u64 = ptr::with_exposed_provenance(address.wrapping_add(STREAM_AT));
-    // SAFETY: the caller gives a structure of the vendor's layout, which the driver is about to read.
-    unsafe { place.read_unaligned() }
+/// The stream of a launch that is described by a structure; nothing when nobody can read that.
+fn stream_of(configuration: u64) -> Option<u64> {
+    read_at(configuration, STREAM_AT)
+}
+
+/// Eight bytes of a structure of the caller.
+fn read_at(address: u64, at: usize) -> Option<u64> {
+    let place = usize::try_from(address).ok()?.checked_add(at)?;
+    // SAFETY: an integer.
+    unsafe { given_again(ptr::with_exposed_provenance(place)) }
 }
 
 /// `cuLaunchKernelEx(configuration, function, parameters, extra)`.
@@ -97,7 +99,10 @@ pub(crate) fn extended(
         let _pass = swap::pass();
         return real();
     }
-    gated(function, stream_of(configuration), Form::Legacy, real)
+    match stream_of(configuration) {
+        Some(stream) => gated(function, stream, Form::Legacy, real),
+        None => INVALID_VALUE,
+    }
 }
 
 /// The same with the thread's own default stream.
@@ -112,23 +117,23 @@ pub(crate) fn extended_per_thread(
         let _pass = swap::pass();
         return real();
     }
-    gated(function, stream_of(configuration), Form::PerThread, real)
+    match stream_of(configuration) {
+        Some(stream) => gated(function, stream, Form::PerThread, real),
+        None => INVALID_VALUE,
+    }
 }
 
 /// `cuLaunchCooperativeKernelMultiDevice(list, count, flags)`: one launch on each of several streams. They pass the gate
 /// of the first; entries are 56 bytes with the function in front and the stream at 40.
 pub(crate) fn multi(list: u64, count: u64, _flags: u64, real: impl FnOnce() -> i32) -> i32 {
-    let address = usize::try_from(list).unwrap_or_default();
-    if ON.load(Ordering::Relaxed) == 0 || address == 0 || count & 0xffff_ffff == 0 {
+    if ON.load(Ordering::Relaxed) == 0 || count & 0xffff_ffff == 0 {
         let _pass = swap::pass();
         return real();
     }
-    let read = |at: usize| {
-        let place: *const u64 = ptr::with_exposed_provenance(address.wrapping_add(at));
-        // SAFETY: the caller gives at least one entry of the vendor's layout.
-        unsafe { place.read_unaligned() }
-    };
-    gated(read(0), read(40), Form::Legacy, real)
+    match (read_at(list, 0), read_at(list, 40)) {
+        (Some(function), Some(stream)) => gated(function, stream, Form::Legacy, real),
+        _ => INVALID_VALUE,
+    }
 }
 
 /// `cuGraphLaunch`: the whole graph is one piece of work.
