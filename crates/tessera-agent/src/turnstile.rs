@@ -457,6 +457,50 @@ mod tests {
     }
 
     #[test]
+    fn rings_count_downwards_and_not_for_who_rings_for_nothing() {
+        let mut low = seat("b", 1000, false);
+        low.card.min_cores_permille = 10;
+        let mut stile = stile(&[important("a"), low]);
+        let heed =
+            |stile: &mut Turnstile, now| -> Vec<u64> { stile.step(now).0.iter().map(|verdict| verdict.heed).collect() };
+        assert_eq!(heed(&mut stile, MS), [0, ring_bit(0)]);
+        let rings: Vec<bool> = stile.step(MS).0.iter().map(|verdict| verdict.rings).collect();
+        assert_eq!(rings, [true, false]);
+        // It works when it rings: it is listened to.
+        for look in 2..20 {
+            stile.observe(0, look * MS, look * MS, std::iter::once((3, figures(look, MS, 0))));
+            stile.note_rings(look * MS, ring_bit(0));
+            assert_eq!(heed(&mut stile, look * MS)[1], ring_bit(0));
+        }
+        // It only rings.
+        for look in 0..u64::from(IDLE_RINGS) {
+            stile.observe(0, (100 + look) * MS, 0, std::iter::empty());
+            stile.note_rings((100 + look) * MS, ring_bit(0));
+        }
+        assert_eq!(heed(&mut stile, 104 * MS), [0, 0]);
+        assert_eq!(heed(&mut stile, 120 * MS), [0, ring_bit(0)]);
+    }
+
+    #[test]
+    fn what_is_kept_for_the_less_important_is_not_rung_away() {
+        let mut low = seat("b", 1000, false);
+        low.card.min_cores_permille = 100;
+        let mut stile = stile(&[important("a"), low]);
+        let (mut kept, mut now) = (false, MS);
+        while now < 100 * MS && !kept {
+            let busy = Some(figures(now, 0, now));
+            for (seat, figures) in [busy, busy].iter().enumerate() {
+                stile.observe(seat, now, now, figures.iter().map(|f| (3, *f)));
+            }
+            let verdicts = stile.step(now).0;
+            kept = verdicts[1].gate == 0;
+            assert_eq!(verdicts[1].heed == 0, kept, "at {now}");
+            now += MS / 5;
+        }
+        assert!(kept, "no turn was kept");
+    }
+
+    #[test]
     fn a_cap_holds_a_tenant_that_is_alone() {
         let mut stile = stile(&[seat("a", 500, true)]);
         assert_eq!(look(&mut stile, MS, &[None]).0, [GATE_CLOSED]);

@@ -90,6 +90,35 @@ fn busy_tenants_get_their_parts_over_ten_seconds() {
     }
 }
 
+/// Largest error of a tenant in 1/100 of a percent of the card over spans of this length, and the least sum of all.
+fn worst(parts: &[u32], span: u64) -> (u64, u64) {
+    let shares: Vec<_> = parts
+        .iter()
+        .map(|&permille| Share {
+            permille,
+            ..Share::default()
+        })
+        .collect();
+    // Kernels of 300 us do not divide a turn.
+    let got = run(&shares, &vec![300_000; parts.len()], span, HAND_OVER);
+    let off = parts
+        .iter()
+        .zip(&got)
+        .map(|(part, got)| got.abs_diff(u64::from(*part) * 10));
+    (off.max().unwrap_or(0), got.iter().sum())
+}
+
+#[test]
+fn errors_over_one_and_ten_seconds_are_small_and_the_card_is_hardly_idle() {
+    for parts in [&[300, 700][..], &[100, 900], &[200, 300, 500]] {
+        let (long, whole) = worst(parts, 10 * SECOND);
+        let (short, _) = worst(parts, SECOND);
+        println!("{parts:?}: off by {long} over 10 s, {short} over 1 s, of 10000; all together {whole}");
+        assert!(long <= 50 && short <= 200, "{parts:?}: {long} and {short}");
+        assert!(whole >= 9_900, "{parts:?}: {whole}");
+    }
+}
+
 #[test]
 fn shares_hold_where_processes_are_woken_late() {
     // On a busy host it takes a process 1.5 ms to run: half of a turn of 3 ms.
