@@ -132,7 +132,7 @@ fn two_runs_with_thirty_and_seventy_percent_do_thirty_and_seventy_of_the_work() 
     assert!(got[0] <= 33.0 && got[1] <= 73.0, "{got:?}");
     // A busy host makes both do less.
     let part = got[0] / (got[0] + got[1]) * 100.0;
-    assert!((27.0..=37.0).contains(&part), "{got:?}");
+    assert!((25.0..=35.0).contains(&part), "{got:?}");
 }
 
 #[test]
