@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tessera_region::Grant;
 use tessera_region::fs::{GrantDir, read_grant};
+use tessera_region::ring_host::{self, RingFile};
 use tessera_region::swap_host::monotonic_ns;
 use tessera_region::turns_host::{TurnsHost, wait_for_bells};
+use tessera_region::{GATE_BRIEF, GATE_CLOSED, Grant, RING_PLACES, RingLook};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -29,8 +30,15 @@ const INVITE_NS: u64 = 20_000_000;
 /// How often all processes of a container are looked at, also those that did nothing lately.
 const ROUND_NS: u64 = 100_000_000;
 
+/// The doorbell of a card whose containers are not equally important.
+struct Doorbell {
+    file: RingFile,
+    last: RingLook,
+}
+
 /// One container with a gate.
 struct Guest {
+    dir: GrantDir,
     host: TurnsHost,
     grant: Grant,
     /// Bell and time of the last look at all its processes.
@@ -61,6 +69,7 @@ impl Guest {
 pub struct Turnstiles {
     guests: BTreeMap<String, Guest>,
     cards: BTreeMap<String, Turnstile>,
+    doorbells: BTreeMap<String, Doorbell>,
     heard_ns: Option<u64>,
     stale: bool,
 }
@@ -90,6 +99,7 @@ impl Turnstiles {
             None => {
                 let host = TurnsHost::open(dir)?;
                 let guest = Guest {
+                    dir: dir.clone(),
                     host,
                     grant,
                     round: None,
@@ -151,6 +161,11 @@ impl Turnstiles {
             guest.begin(clock_ns);
         }
         for (card, stile) in &mut self.cards {
+            // Before the containers are looked at: what rings behind this look is answered by the next one.
+            let rung = self.doorbells.get_mut(card).map(|bell| {
+                let look = bell.file.look();
+                (look.all, look.rang_since(&std::mem::replace(&mut bell.last, look)))
+            });
             let places: Vec<(&TurnsHost, usize)> = stile
                 .seats()
                 .filter_map(|seat| {
@@ -174,17 +189,31 @@ impl Turnstiles {
                     .filter_map(|slot| Some((*slot, host.figures(*slot, *place)?)));
                 stile.observe(seat, now_ns, clock_ns, figures);
             }
+            if let Some((_, rang)) = rung {
+                stile.note_rings(now_ns, rang);
+            }
             let (verdicts, at) = stile.step(now_ns);
             // Closed ones first: nobody is let in before the others are kept out.
             for open in [false, true] {
                 for ((host, place), verdict) in places.iter().zip(&verdicts) {
-                    if (verdict.gate & tessera_region::GATE_CLOSED == 0) == open {
-                        if let Some(words) = host.card(*place) {
-                            words.brief.store(u64::from(verdict.brief), Ordering::Relaxed);
-                        }
-                        host.set_gate(*place, verdict.gate);
+                    if (verdict.gate & GATE_CLOSED == 0) == open {
+                        let brief = if verdict.brief { GATE_BRIEF } else { 0 };
+                        host.set_gate(*place, verdict.gate | brief);
                     }
                 }
+            }
+            for (seat, ((host, place), verdict)) in places.iter().zip(&verdicts).enumerate() {
+                let Some(words) = host.card(*place) else { continue };
+                let (heed, ring) = match rung {
+                    Some(_) => (verdict.heed, if verdict.rings { seat + 1 } else { 0 }),
+                    None => (0, 0),
+                };
+                words.heed.store(heed, Ordering::Release);
+                words
+                    .ring_place
+                    .store(u32::try_from(ring).unwrap_or(0), Ordering::Release);
+                // The gates say by now what the rings are answered with.
+                words.answered.store(rung.map_or(0, |(all, _)| all), Ordering::Release);
             }
             next = match (next, at) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -209,6 +238,49 @@ impl Turnstiles {
         for (card, seats) in seats {
             let stile = self.cards.entry(card).or_insert_with(|| Turnstile::new(now_ns));
             stile.set_seats(&seats);
+        }
+        self.hang_doorbells();
+    }
+
+    /// Gives each card whose containers are not equally important its doorbell. Without it the agent alone closes gates.
+    fn hang_doorbells(&mut self) {
+        let mut kept = BTreeSet::new();
+        let mut root = None;
+        let mut bells = BTreeMap::new();
+        for (card, stile) in &self.cards {
+            let count = stile.seats().count();
+            if count > RING_PLACES || !(0..count).any(|seat| stile.may_outrank(seat)) {
+                continue;
+            }
+            let guests: Vec<Option<&Guest>> = stile.seats().map(|seat| self.guests.get(&seat.grant)).collect();
+            let Some(folder) = guests.iter().flatten().find_map(|guest| guest.dir.path().parent()) else {
+                continue;
+            };
+            root = Some(folder.to_path_buf());
+            let hung = RingFile::open(folder, card).and_then(|file| {
+                for (seat, guest) in guests.iter().enumerate() {
+                    let Some((guest, (position, _))) = guest.and_then(|g| Some((g, g.grant.card(card)?))) else {
+                        continue;
+                    };
+                    let (rings, listens) = (stile.may_outrank(seat), stile.may_be_outranked(seat));
+                    file.offer(&guest.dir, position, rings, listens)?;
+                }
+                Ok(file)
+            });
+            match hung {
+                Ok(file) => {
+                    kept.insert(file.path().to_path_buf());
+                    let last = file.look();
+                    bells.insert(card.clone(), Doorbell { file, last });
+                }
+                Err(error) => warn!(%card, %error, "This card has no doorbell: priority takes effect a little later."),
+            }
+        }
+        self.doorbells = bells;
+        if let Some(root) = root
+            && let Err(error) = ring_host::keep_only(&root, &kept)
+        {
+            warn!(%error, "A doorbell that nobody uses stays.");
         }
     }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use tessera_region::{CardGrant, GATE_CLOSED, GATE_RING, MARK_NS, TurnFigures};
+use tessera_region::{CardGrant, GATE_CLOSED, GATE_RING, MARK_NS, TurnFigures, ring_bit};
 use tessera_turns::{Demand, Gate, Share, Turns};
 
 /// Length of a round.
@@ -25,6 +25,10 @@ const STUCK_TIMES: u64 = 4;
 const ASKED_NS: u64 = 250_000_000;
 /// How long after a change a process is looked at each time.
 const LIVELY_NS: u64 = 1_000_000_000;
+/// So many looks with a ring for nothing are enough.
+const IDLE_RINGS: u32 = 4;
+/// How long who rang for nothing is not listened to.
+const MUTED_NS: u64 = 10_000_000;
 /// Pause between looks while a turn goes on, and while one drains.
 const TURN_LOOK_NS: u64 = 200_000;
 const DRAIN_LOOK_NS: u64 = 20_000;
@@ -45,6 +49,10 @@ pub struct Verdict {
     pub gate: u32,
     /// Whether it keeps at most two launches on the card.
     pub brief: bool,
+    /// Whose rings stop it, one bit for each position among the seats.
+    pub heed: u64,
+    /// Whether it may ring.
+    pub rings: bool,
 }
 
 /// What one process said before.
@@ -60,6 +68,10 @@ struct Tenant {
     seen: BTreeMap<usize, Seen>,
     active_ns: Option<u64>,
     demand: Demand,
+    /// Looks at which it had rung for nothing, since the last at which it wanted the card.
+    idle_rings: u32,
+    /// Until when its rings do not count.
+    muted_ns: u64,
 }
 
 /// One card.
@@ -125,6 +137,8 @@ impl Turnstile {
                         seen: BTreeMap::new(),
                         active_ns: None,
                         demand: Demand::default(),
+                        idle_rings: 0,
+                        muted_ns: 0,
                     })
                 }
             })
@@ -158,6 +172,7 @@ impl Turnstile {
             let mut entry = before.unwrap_or_default();
             if figures.launched_ns != entry.figures.launched_ns {
                 tenant.active_ns = Some(now_ns);
+                demand.launched = true;
             }
             let work = |figures: TurnFigures| (figures.launched_ns, figures.pending_ns, figures.marked_ns);
             if before.is_none() || work(figures) != work(entry.figures) {
@@ -180,6 +195,38 @@ impl Turnstile {
             .is_some_and(|active| now_ns.saturating_sub(active) < GRACE_NS);
         demand.queued |= launches;
         tenant.demand = demand;
+    }
+
+    /// Takes in who rang since the last look, one bit for each position among the seats. Who rings and does not want the
+    /// card is not listened to for a while: it would hold up others and pay nothing for it.
+    pub fn note_rings(&mut self, now_ns: u64, rang: u64) {
+        for (who, tenant) in self.tenants.iter_mut().enumerate() {
+            let idle = !tenant.demand.queued && !tenant.demand.in_flight;
+            if !idle {
+                tenant.idle_rings = 0;
+            } else if rang & ring_bit(who) != 0 {
+                tenant.idle_rings += 1;
+            }
+            if tenant.idle_rings >= IDLE_RINGS {
+                tenant.idle_rings = 0;
+                tenant.muted_ns = now_ns.saturating_add(MUTED_NS);
+            }
+        }
+    }
+
+    /// Whose rings stop a tenant now.
+    fn heed(&self, who: usize, now_ns: u64) -> u64 {
+        let Some(own) = self.tenants.get(who).map(|tenant| tenant.seat.card.priority) else {
+            return 0;
+        };
+        if self.turns.is_kept(who) {
+            return 0;
+        }
+        let counts = |&(other, tenant): &(usize, &Tenant)| {
+            tenant.seat.card.priority < own && tenant.muted_ns <= now_ns && self.goes_first(other)
+        };
+        let all = self.tenants.iter().enumerate().filter(counts);
+        all.fold(0, |bits, (other, _)| bits | ring_bit(other))
     }
 
     /// Whether somebody is on the way to launch or has work on the card.
@@ -224,6 +271,8 @@ impl Turnstile {
                         (false, false) => GATE_CLOSED,
                     },
                     brief: self.may_be_outranked(who),
+                    heed: self.heed(who, now_ns),
+                    rings: self.may_outrank(who),
                 }
             })
             .collect();
@@ -249,7 +298,14 @@ impl Turnstile {
         self.turns.goes_first(who)
     }
 
-    fn may_be_outranked(&self, who: usize) -> bool {
+    /// Whether a tenant has less important neighbours.
+    pub fn may_outrank(&self, who: usize) -> bool {
+        let of = |who: usize| self.tenants.get(who).map_or(0, |t| t.seat.card.priority);
+        (0..self.tenants.len()).any(|other| of(other) > of(who))
+    }
+
+    /// Whether a tenant has more important neighbours.
+    pub fn may_be_outranked(&self, who: usize) -> bool {
         let of = |who: usize| self.tenants.get(who).map_or(u8::MAX, |t| t.seat.card.priority);
         (0..self.tenants.len()).any(|other| of(other) < of(who))
     }
@@ -401,12 +457,56 @@ mod tests {
     }
 
     #[test]
+    fn rings_count_downwards_and_not_for_who_rings_for_nothing() {
+        let mut low = seat("b", 1000, false);
+        low.card.min_cores_permille = 10;
+        let mut stile = stile(&[important("a"), low]);
+        let heed =
+            |stile: &mut Turnstile, now| -> Vec<u64> { stile.step(now).0.iter().map(|verdict| verdict.heed).collect() };
+        assert_eq!(heed(&mut stile, MS), [0, ring_bit(0)]);
+        let rings: Vec<bool> = stile.step(MS).0.iter().map(|verdict| verdict.rings).collect();
+        assert_eq!(rings, [true, false]);
+        // It works when it rings: it is listened to.
+        for look in 2..20 {
+            stile.observe(0, look * MS, look * MS, std::iter::once((3, figures(look, MS, 0))));
+            stile.note_rings(look * MS, ring_bit(0));
+            assert_eq!(heed(&mut stile, look * MS)[1], ring_bit(0));
+        }
+        // It only rings.
+        for look in 0..u64::from(IDLE_RINGS) {
+            stile.observe(0, (100 + look) * MS, 0, std::iter::empty());
+            stile.note_rings((100 + look) * MS, ring_bit(0));
+        }
+        assert_eq!(heed(&mut stile, 104 * MS), [0, 0]);
+        assert_eq!(heed(&mut stile, 120 * MS), [0, ring_bit(0)]);
+    }
+
+    #[test]
+    fn what_is_kept_for_the_less_important_is_not_rung_away() {
+        let mut low = seat("b", 1000, false);
+        low.card.min_cores_permille = 100;
+        let mut stile = stile(&[important("a"), low]);
+        let (mut kept, mut now) = (false, MS);
+        while now < 100 * MS && !kept {
+            let busy = Some(figures(now, 0, now));
+            for (seat, figures) in [busy, busy].iter().enumerate() {
+                stile.observe(seat, now, now, figures.iter().map(|f| (3, *f)));
+            }
+            let verdicts = stile.step(now).0;
+            kept = verdicts[1].gate == 0;
+            assert_eq!(verdicts[1].heed == 0, kept, "at {now}");
+            now += MS / 5;
+        }
+        assert!(kept, "no turn was kept");
+    }
+
+    #[test]
     fn a_cap_holds_a_tenant_that_is_alone() {
         let mut stile = stile(&[seat("a", 500, true)]);
         assert_eq!(look(&mut stile, MS, &[None]).0, [GATE_CLOSED]);
         let (mut now, mut open) = (MS, 0);
         while now < 1000 * MS {
-            let (gates, next) = look(&mut stile, now, &[Some(figures(0, 0, now))]);
+            let (gates, next) = look(&mut stile, now, &[Some(figures(open, 0, now))]);
             let step = next.unwrap() - now;
             if gates[0] == 0 {
                 open += step;

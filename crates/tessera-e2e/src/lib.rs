@@ -2,6 +2,7 @@
 
 pub mod harness;
 pub mod interrupt;
+pub mod load;
 pub mod mixed;
 pub mod processes;
 pub mod product;

@@ -1,13 +1,15 @@
 //! `tessera run` on the simulated machine.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "a figure is printed where it was measured")]
 #![allow(unsafe_code, reason = "signals, and another user id")]
 
 mod shim_support;
 
-use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{io::BufRead as _, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use shim_support::{Client, GIB, Machine, can_mount, library, tessera};
+use tessera_e2e::load;
 use tessera_region::fs;
 
 fn run(machine: &Machine, options: &[&str]) -> Command {
@@ -87,6 +89,50 @@ fn a_signal_reaches_the_command_and_the_grant_goes() {
     assert_eq!(running.answer(), "caught");
     assert_eq!(running.child.wait().unwrap().code(), Some(3));
     assert!(!has_grant(running.child.id()));
+}
+
+#[test]
+fn two_runs_with_thirty_and_seventy_percent_do_thirty_and_seventy_of_the_work() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    // Without an agent each paces itself, so these are caps. The card's clock is the host's.
+    let mut runs: Vec<_> = ["30", "70"]
+        .iter()
+        .map(|cores| {
+            let mut command = run(&machine, &["--memory", "1Gi", "--cores", cores]);
+            command.arg(env!("CARGO_BIN_EXE_share-probe")).args(["busy", "2000"]);
+            command.stdout(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut said: Vec<_> = runs
+        .iter_mut()
+        .map(|child| std::io::BufReader::new(child.stdout.take().unwrap()).lines())
+        .collect();
+    let mut next = |run: usize| {
+        let line = said[run].next().unwrap().unwrap();
+        load::count(&serde_json::from_str(&line).unwrap()).unwrap()
+    };
+    let (mut all, mut from) = ([vec![next(0)], vec![next(1)]], 0);
+    for (run, counts) in all.iter_mut().enumerate() {
+        from = from.max(counts[0].0);
+        while counts.last().unwrap().0 < from + 6_000_000_000 {
+            counts.push(next(run));
+        }
+    }
+    for child in &mut runs {
+        // Handed on to the command.
+        // SAFETY: no conditions.
+        unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) };
+        child.wait().unwrap();
+    }
+    let got = all.map(|counts| load::part(&counts, from + 1_000_000_000, from + 5_000_000_000).unwrap());
+    println!("runs with 30 and 70 percent got {got:.1?} percent of the card");
+    assert!(got[0] <= 33.0 && got[1] <= 73.0, "{got:?}");
+    // A busy host makes both do less.
+    let part = got[0] / (got[0] + got[1]) * 100.0;
+    assert!((25.0..=35.0).contains(&part), "{got:?}");
 }
 
 #[test]

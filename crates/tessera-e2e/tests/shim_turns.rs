@@ -131,6 +131,11 @@ impl Agent {
 
     /// Parts of the card's time in 1/10 of a percent over the next span, in the order of the clients.
     fn parts(&mut self, clients: &[Client]) -> Vec<u64> {
+        self.parts_of(&clients.iter().map(|client| client.child.id()).collect::<Vec<_>>())
+    }
+
+    /// The same of any processes.
+    fn parts_of(&mut self, pids: &[u32]) -> Vec<u64> {
         let mut work = Vec::new();
         loop {
             let line = self.line();
@@ -139,10 +144,10 @@ impl Agent {
             };
             let ns: u64 = ns.parse().unwrap();
             if who == "total" {
-                return clients
+                return pids
                     .iter()
-                    .map(|client| {
-                        let of = work.iter().find(|(pid, _)| *pid == client.child.id());
+                    .map(|pid| {
+                        let of = work.iter().find(|(known, _)| known == pid);
                         (of.map_or(0, |(_, ns)| *ns) * 1000 + ns / 2) / ns
                     })
                     .collect();
@@ -344,6 +349,80 @@ fn best_effort_gets_what_is_kept_for_it_beside_a_busy_important_tenant() {
     println!("important and best effort: {got:?}");
     assert!(got[0] >= 950, "{got:?}");
     assert!((5..=20).contains(&got[1]), "{got:?}");
+}
+
+/// A program that launches two kernels of so many microseconds now and then, and tells how long they waited.
+struct Paced {
+    child: Child,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Paced {
+    fn of(container: &Container<'_>, kernel_us: u64, pause_us: u64, count: usize) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_share-probe"));
+        container.enter(&mut command);
+        command
+            .arg("paced")
+            .args([kernel_us, pause_us].map(|n| n.to_string()))
+            .arg(count.to_string());
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, said }
+    }
+
+    /// Microseconds that the first kernel waited, and the second, at most places of ten and at most.
+    fn line(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+}
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        let (Ok(()) | Err(_)) = self.child.kill();
+        let (Ok(_) | Err(_)) = self.child.wait();
+    }
+}
+
+/// A figure in microseconds of a line of [`Paced`].
+fn figure(line: &serde_json::Value, of: &str, which: &str) -> u64 {
+    line[of][which].as_f64().unwrap() as u64
+}
+
+#[test]
+fn an_important_launch_waits_for_two_commands_and_stops_the_others_at_once() {
+    if !can_mount() {
+        return;
+    }
+    for effort_us in [100, 1000] {
+        let machine = virtual_machine(132);
+        let both = [ranked(&machine, 0), ranked(&machine, 1)];
+        let mut agent = Agent::of(&machine, 2, 500 * MS);
+        let mut effort = both[1].ready();
+        let mut important = Paced::of(&both[0], 1000, 2000, 60);
+        let alone = important.line();
+        effort.start(Work::Kernels, effort_us);
+        // The first line of both has what came before the neighbour.
+        important.line();
+        let beside = important.line();
+        let got = agent.parts_of(&[important.child.id(), effort.child.id()]);
+        println!("kernels of {effort_us} us: alone {alone}\n beside {beside}; parts of the card {got:?}");
+        // A launch takes 2 us of the machine's time.
+        let ahead = figure(&beside, "ahead", "most_us");
+        assert!(
+            ahead <= 2 * effort_us + 4,
+            "{ahead} us of work ahead, kernels of {effort_us} us"
+        );
+        let between = figure(&beside, "between", "p90_us");
+        assert!(
+            between <= effort_us,
+            "{between} us of work behind the ring, kernels of {effort_us} us"
+        );
+        // What the important one leaves.
+        let idle = 1000 - got[0].min(1000);
+        assert!(got[1] * 2 >= idle, "of {idle} best effort got {}", got[1]);
+    }
 }
 
 #[test]

@@ -32,6 +32,8 @@ mod crc;
 mod grant;
 mod owner;
 #[cfg(not(loom))]
+mod ring;
+#[cfg(not(loom))]
 mod swap;
 mod sync;
 #[cfg(not(loom))]
@@ -42,6 +44,7 @@ mod verdict;
 pub mod fs;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod resize;
+pub mod ring_host;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod swap_host;
 #[cfg(all(feature = "fs", not(loom)))]
@@ -56,6 +59,8 @@ pub use grant::{
 };
 pub use owner::Owner;
 #[cfg(not(loom))]
+pub use ring::{RING_FILE, RING_LOOK_SIZE, RING_MOST_NS, RING_PLACES, RING_SIZE, RingLook, RingPage, ring_bit};
+#[cfg(not(loom))]
 pub use swap::{
     Order, SWAP_ORDER_FILE, SWAP_ORDER_MAGIC, SWAP_ORDER_SIZE, SWAP_REPORT_FILE, SWAP_REPORT_MAGIC, SWAP_REPORT_SIZE,
     SWAP_VERSION, SwapFigures, SwapOrders, SwapReports, SwapRow,
@@ -65,7 +70,8 @@ pub use turns::{
     LANES, Lane, MARK_NS, TURNS_FILE, TURNS_MAGIC, TURNS_SIZE, TURNS_VERSION, TurnFigures, TurnReports, TurnRow,
 };
 pub use verdict::{
-    GATE_CLOSED, GATE_RING, MOST_NS, SILENCE_NS, VERDICT_MAGIC, VERDICT_SIZE, VERDICT_VERSION, Verdict, VerdictCard,
+    GATE_BRIEF, GATE_CLOSED, GATE_RING, MOST_NS, SILENCE_NS, VERDICT_MAGIC, VERDICT_SIZE, VERDICT_VERSION, Verdict,
+    VerdictCard,
 };
 
 /// Most cards (or instances) that one grant can name.

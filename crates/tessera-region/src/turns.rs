@@ -23,7 +23,7 @@ pub const TURNS_SIZE: usize = size_of::<TurnReports>();
 /// Streams of one process that can have work on cards at a time without sharing a lane.
 pub const LANES: usize = 118;
 /// A lane is marked, so that the card says when it is there, after so much predicted work at the latest.
-pub const MARK_NS: u64 = 100_000;
+pub const MARK_NS: u64 = 200_000;
 
 /// Places of the words that the agent reads from the file.
 pub(crate) const BELL_AT: usize = 12;

@@ -16,6 +16,9 @@ pub const VERDICT_VERSION: u32 = 1;
 pub const GATE_CLOSED: u32 = 1;
 /// Bit of [`VerdictCard::gate`]: the first launch of a process that had nothing on the card is told to the agent.
 pub const GATE_RING: u32 = 1 << 1;
+/// Bit of [`VerdictCard::gate`]: at most two launches of one process on the card at a time, because somebody more
+/// important may come.
+pub const GATE_BRIEF: u32 = 1 << 2;
 /// Predicted work of one process on the card at a time, in nanoseconds, where the agent says nothing else.
 pub const MOST_NS: u64 = 2_000_000;
 /// An agent that was not heard for so long is taken for dead.
@@ -44,8 +47,8 @@ pub struct Verdict {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct VerdictCard {
-    /// 0: launches run. With [`GATE_CLOSED`] they wait (futex) for a change of this word; with [`GATE_RING`] alone they
-    /// run, and a process that had nothing on the card rings before it begins.
+    /// 0: launches run. With [`GATE_CLOSED`] they wait (futex) for a change of this word; with [`GATE_RING`] and without
+    /// it they run, and a process that had nothing on the card rings before it begins; [`GATE_BRIEF`] keeps them few.
     pub gate: AtomicU32,
     /// Number of the present turn.
     pub turn: AtomicU32,
@@ -57,9 +60,13 @@ pub struct VerdictCard {
     pub overhead_bytes: AtomicU64,
     /// Most predicted work of one process on the card at a time, in nanoseconds; 0 means [`MOST_NS`].
     pub most_ns: AtomicU64,
-    /// Not 0: at most two launches of one process on the card at a time, because somebody more important may come.
-    pub brief: AtomicU64,
-    reserved: [AtomicU64; 2],
+    /// Whose rings at the doorbell count here, one bit for each place; see [`RingPage`](crate::RingPage).
+    pub heed: AtomicU64,
+    /// Rings of the card's doorbell that the agent has taken into account in its gates.
+    pub answered: AtomicU32,
+    /// Place of this container at the doorbell, plus one; 0 for one that may not ring.
+    pub ring_place: AtomicU32,
+    reserved: AtomicU64,
 }
 
 impl Verdict {

@@ -21,14 +21,18 @@ use tessera_region::{CardFlags, CardGrant};
 use crate::{
     argument::{is_writable, put},
     codes::{self, SUCCESS},
+    memory::Form,
     os::KeepErrno,
     process::{self, started},
     swap::{self, pass},
     symbol::{Library, Symbol},
     table::{Class, Entry, Hook},
-    turns::hooks::{
-        capture1, capture2, capture6, cooperative, cooperative_per_thread, destroy_stream, extended,
-        extended_per_thread, grid, grid_async, kernel, kernel_per_thread, multi, plain_launch,
+    turns::{
+        self,
+        hooks::{
+            capture1, capture2, capture6, cooperative, cooperative_per_thread, destroy_stream, extended,
+            extended_per_thread, grid, grid_async, kernel, kernel_per_thread, multi, plain_launch,
+        },
     },
 };
 
@@ -112,6 +116,92 @@ macro_rules! work {
     };
 }
 
+/// The entry of a program: waits at its gate, calls the driver.
+macro_rules! export {
+    ($name:ident($($arg:ident: $type:ty),*) kernel) => {
+        quick! { $name($($arg: $type),*) kernel Legacy }
+    };
+    ($name:ident($($arg:ident: $type:ty),*) kernel_per_thread) => {
+        quick! { $name($($arg: $type),*) kernel_per_thread PerThread }
+    };
+    ($name:ident($($arg:ident: $type:ty),*) $work:ident) => {
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($($arg: $type),*) -> i32 {
+            whole! { $name($($arg: $type),*) $work }
+        }
+    };
+}
+
+macro_rules! whole {
+    ($name:ident($($arg:ident: $type:ty),*) $work:ident) => {
+        type Real = unsafe extern "C" fn($($type),*) -> i32;
+        let Some(address) = symbols::$name.get() else { return codes::NOT_FOUND };
+        // SAFETY: the vendor's function of this name takes as many arguments; see the module.
+        let real = unsafe { core::mem::transmute::<*mut c_void, Real>(address) };
+        // SAFETY: the caller keeps the vendor's conditions, for the arguments of this very function.
+        work!($work, unsafe { real($($arg),*) }; $($arg,)*)
+    };
+}
+
+/// A launch of eleven arguments, or ten. Passing them on costs more than all that is done for the usual launch, so that
+/// one is counted and the driver then finds them where the caller left them. On other processors than this one they are
+/// passed on.
+macro_rules! quick {
+    ($name:ident($function:ident: $type:ty, $($arg:ident: $types:ty),*) $work:ident $form:ident) => {
+        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($function: $type, $($arg: $types),*) -> i32 {
+            whole! { $name($function: $type, $($arg: $types),*) $work }
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        mod $name {
+            use super::*;
+
+            /// The unusual launch.
+            pub(super) unsafe extern "C" fn whole($function: $type, $($arg: $types),*) -> i32 {
+                whole! { $name($function: $type, $($arg: $types),*) $work }
+            }
+
+            /// Where a launch goes on: at the driver's function, or at `whole`.
+            pub(super) extern "C" fn next(function: u64, stream: u64) -> *const c_void {
+                match symbols::$name.known() {
+                    Some(real) if turns::count(function, stream, Form::$form) => real,
+                    _ => whole as *const c_void,
+                }
+            }
+        }
+
+        // Seven words are pushed: the address to return to, six arguments in registers, one for alignment. The stream is the
+        // ninth argument, so the third on the stack. No argument is in a vector register.
+        #[cfg(target_arch = "x86_64")]
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name($function: $type, $($arg: $types),*) -> i32 {
+            core::arch::naked_asm!(
+                "push rdi",
+                "push rsi",
+                "push rdx",
+                "push rcx",
+                "push r8",
+                "push r9",
+                "sub rsp, 8",
+                "mov rsi, [rsp + 80]",
+                "call {next}",
+                "add rsp, 8",
+                "pop r9",
+                "pop r8",
+                "pop rcx",
+                "pop rdx",
+                "pop rsi",
+                "pop rdi",
+                "jmp rax",
+                next = sym $name::next,
+            )
+        }
+    };
+}
+
 macro_rules! gates {
     ($($base:literal $since:literal $name:ident($($arg:ident: $type:ty),*) => $work:ident;)*) => {
         mod symbols {
@@ -122,19 +212,11 @@ macro_rules! gates {
             )*
         }
 
-        #[allow(non_snake_case, clippy::too_many_arguments, reason = "the vendor's signatures")]
+        #[allow(non_snake_case, clippy::too_many_arguments, clippy::fn_to_numeric_cast_any, reason = "the vendor's signatures")]
         mod exported {
             use super::*;
             $(
-                #[cfg_attr(not(test), unsafe(no_mangle))]
-                pub unsafe extern "C" fn $name($($arg: $type),*) -> i32 {
-                    type Real = unsafe extern "C" fn($($type),*) -> i32;
-                    let Some(address) = symbols::$name.get() else { return codes::NOT_FOUND };
-                    // SAFETY: the vendor's function of this name takes as many arguments; see the module.
-                    let real = unsafe { core::mem::transmute::<*mut c_void, Real>(address) };
-                    // SAFETY: the caller keeps the vendor's conditions, for the arguments of this very function.
-                    work!($work, unsafe { real($($arg),*) }; $($arg,)*)
-                }
+                export! { $name($($arg: $type),*) $work }
             )*
         }
 

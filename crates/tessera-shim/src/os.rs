@@ -225,6 +225,43 @@ pub(crate) fn shared_futex_wake_all(word: &core::sync::atomic::AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
+/// Whether a word that others change has a value, as the system sees it: unlike a load, that ends no process whose file
+/// became shorter. What cannot be read counts as unchanged.
+pub(crate) fn word_is(word: &core::sync::atomic::AtomicU32, value: u32) -> bool {
+    // Compares the word, and then would move no waiter.
+    let none = ptr::null_mut::<u32>();
+    // SAFETY: an address; the system refuses one that is not mapped. Nobody is woken or moved.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_CMP_REQUEUE,
+            0,
+            none,
+            word.as_ptr(),
+            value,
+        )
+    };
+    result >= 0 || errno() != libc::EAGAIN
+}
+
+/// Adds one to a word that others look at, in the same way.
+pub(crate) fn add_one(word: &core::sync::atomic::AtomicU32) {
+    const ADD_ONE: u32 = 1 << 28 | 1 << 12;
+    // SAFETY: as above; the system changes the word by an atomic operation.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE_OP,
+            0,
+            ptr::null_mut::<u32>(),
+            word.as_ptr(),
+            ADD_ONE,
+        )
+    };
+}
+
 /// Keeps all signals from this thread, and from threads that it starts meanwhile.
 pub(crate) struct SignalsBlocked(libc::sigset_t);
 

@@ -117,6 +117,13 @@ pub(crate) fn started() -> Option<&'static Process> {
     (ours && process.phase.load(Ordering::Acquire) == READY).then_some(process)
 }
 
+/// Whether the process is known to have only one context. A forked child that has not begun yet has none that is known.
+#[inline]
+pub(crate) fn has_one_context() -> bool {
+    // SAFETY: null, or a mapping that is never given back.
+    unsafe { STATE.load(Ordering::Acquire).cast_const().as_ref() }.is_some_and(Process::has_one_context)
+}
+
 #[cold]
 fn start() -> Result<&'static Process, Denied> {
     let _errno = KeepErrno::new();

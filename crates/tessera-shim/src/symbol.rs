@@ -149,6 +149,13 @@ impl Symbol {
         }
     }
 
+    /// The driver's function if it was found before.
+    #[inline]
+    pub(crate) fn known(&self) -> Option<*mut c_void> {
+        let address = self.address.load(Ordering::Acquire);
+        (address.addr() > MISSING.addr()).then_some(address)
+    }
+
     #[cold]
     fn find(&self, known_missing: bool) -> Option<*mut c_void> {
         if known_missing {

@@ -3,7 +3,9 @@
 //! While one tenant has its turn nothing else of ours runs, so wall time is device time: shares do not depend on the
 //! number of multiprocessors or the size of kernels. Each tenant has a credit in nanoseconds. It grows with the wall
 //! clock at the tenant's rate and is charged for the whole of a turn, the drain included, so what a long kernel takes
-//! too much is paid back later.
+//! too much is paid back later. Only the time until a tenant that was let in is known to have begun is not charged, up
+//! to half of a turn: on a busy host a process is woken late, and that would cost a short turn a larger part than a long
+//! one. Where that takes long, rounds grow, so that the card is not idle for a large part of them.
 //!
 //! More important tenants go first, but only within what they may use: each has an allowance that grows with its share
 //! of the wall clock and is kept for a while, and once it is used up the tenant counts among the least important. What is
@@ -44,6 +46,8 @@ pub struct Demand {
     pub queued: bool,
     /// Launched work is not finished.
     pub in_flight: bool,
+    /// Something was launched since the demand was last asked.
+    pub launched: bool,
 }
 
 /// Who may launch.
@@ -80,6 +84,11 @@ struct Tenant {
 const ALLOWANCE_NS: u64 = 500_000_000;
 /// Length of a turn that a tenant gets although a more important one wants to run.
 const KEPT_TURN_NS: u64 = 1_000_000;
+/// So many times as long as a tenant takes to begin is a round, at most so many times its usual length.
+const LATE_TIMES: u64 = 50;
+const LONG_TIMES: u64 = 5;
+/// Longest time until a tenant begins that is not charged, and longest part of its turn.
+const LATE_MOST_NS: u64 = 2_500_000;
 
 impl Tenant {
     fn new(share: Share) -> Self {
@@ -107,6 +116,8 @@ enum State {
         until_ns: u64,
         /// Given although somebody more important wants to run.
         kept: bool,
+        /// Whether the tenant was seen to work; until then `since_ns` moves along with the looks.
+        begun: bool,
     },
     Draining {
         who: usize,
@@ -119,6 +130,10 @@ enum State {
 pub struct Turns {
     quantum_ns: u64,
     longest_ns: u64,
+    /// How long tenants lately took to begin, on average.
+    late_ns: u64,
+    /// When the last turn was given.
+    opened_ns: u64,
     now_ns: u64,
     tenants: Vec<Tenant>,
     state: State,
@@ -132,6 +147,8 @@ impl Turns {
         Self {
             quantum_ns: quantum_ns.max(1000),
             longest_ns: 0,
+            late_ns: 0,
+            opened_ns: now_ns,
             now_ns,
             tenants,
             state: State::Free,
@@ -148,11 +165,13 @@ impl Turns {
                 since_ns,
                 until_ns,
                 kept,
+                begun,
             } => moved(who).map_or(State::Free, |who| State::Running {
                 who,
                 since_ns,
                 until_ns,
                 kept,
+                begun,
             }),
             State::Draining { who, since_ns } => {
                 moved(who).map_or(State::Free, |who| State::Draining { who, since_ns })
@@ -206,12 +225,15 @@ impl Turns {
     pub fn step(&mut self, now_ns: u64, demand: &[Demand]) -> Answer {
         let now_ns = now_ns.max(self.now_ns);
         let of = |who: usize| demand.get(who).copied().unwrap_or_default();
+        let last_ns = self.now_ns;
         self.accrue(now_ns, &of);
+        self.note_begin(last_ns, &of);
         if let State::Running {
             who,
             since_ns,
             until_ns,
             kept,
+            ..
         } = self.state
         {
             let outranked = self.best_level(&of) < self.level(who) && !kept;
@@ -241,6 +263,44 @@ impl Turns {
         self.choose(now_ns, &of)
     }
 
+    /// Looks whether the tenant that was let in has begun by now. If it has not, it had not at the last look either, and
+    /// its turn begins there at the earliest.
+    fn note_begin(&mut self, last_ns: u64, of: &impl Fn(usize) -> Demand) {
+        let State::Running {
+            who,
+            since_ns,
+            until_ns,
+            kept,
+            begun: false,
+        } = self.state
+        else {
+            return;
+        };
+        let begun = of(who).in_flight || of(who).launched;
+        // What was put off so far is what the turn has become shorter than it was: both ends move together.
+        let length = until_ns.saturating_sub(since_ns);
+        let opened_ns = self.opened_ns.min(since_ns);
+        let most_ns = opened_ns.saturating_add(LATE_MOST_NS.min(length / 2));
+        let from_ns = last_ns.clamp(since_ns, most_ns.max(since_ns));
+        if begun {
+            let late = from_ns.saturating_sub(opened_ns);
+            self.late_ns = (self.late_ns * 7 + late) / 8;
+        }
+        self.state = State::Running {
+            who,
+            since_ns: from_ns,
+            until_ns: until_ns.saturating_add(from_ns.saturating_sub(since_ns)),
+            kept,
+            begun,
+        };
+    }
+
+    /// Length of a round.
+    fn round_ns(&self) -> u64 {
+        let long = self.late_ns.saturating_mul(LATE_TIMES);
+        long.clamp(self.quantum_ns, self.quantum_ns.saturating_mul(LONG_TIMES))
+    }
+
     /// Whether a tenant has to wait even if it may go first: its turn is draining, or another one's cannot be cut.
     #[must_use]
     pub fn holds_back(&self, who: usize) -> bool {
@@ -249,6 +309,12 @@ impl Turns {
             State::Running { who: holder, kept, .. } => kept && holder != who,
             State::Draining { who: holder, .. } => holder == who,
         }
+    }
+
+    /// Whether a tenant has the turn that is kept for it beside a more important one.
+    #[must_use]
+    pub fn is_kept(&self, who: usize) -> bool {
+        matches!(self.state, State::Running { who: holder, kept: true, .. } if holder == who)
     }
 
     /// Whether the next turn is sure to be this tenant's again: it has no cap, and nobody else may be chosen.
@@ -293,7 +359,7 @@ impl Turns {
         let passed_ns = now_ns.saturating_sub(self.now_ns);
         self.now_ns = now_ns;
         // What is saved is bounded, but never below what accrues in the longest turn of another.
-        let most_ns = self.longest_ns.saturating_add(self.quantum_ns).saturating_mul(2);
+        let most_ns = self.longest_ns.saturating_add(self.round_ns()).saturating_mul(2);
         for who in 0..self.tenants.len() {
             let (more, most) = (self.part(who, passed_ns, of), self.part(who, most_ns, of));
             let wants = of(who).queued || of(who).in_flight;
@@ -351,7 +417,7 @@ impl Turns {
             if outranked && !kept {
                 continue;
             }
-            let turn_ns = self.part(who, self.quantum_ns, of);
+            let turn_ns = self.part(who, self.round_ns(), of);
             if tenant.share.cap && tenant.credit_ns < turn_ns {
                 let missing = u64::try_from(turn_ns.saturating_sub(tenant.credit_ns)).unwrap_or(0);
                 let wait = (u128::from(missing) * 1000).div_ceil(u128::from(Self::rate(tenant)));
@@ -383,14 +449,17 @@ impl Turns {
         let length = if kept {
             KEPT_TURN_NS
         } else {
-            u64::try_from(self.part(who, self.quantum_ns, of)).unwrap_or(0).max(1)
+            u64::try_from(self.part(who, self.round_ns(), of)).unwrap_or(0).max(1)
         };
         let until_ns = now_ns.saturating_add(length);
+        self.opened_ns = now_ns;
         self.state = State::Running {
             who,
             since_ns: now_ns,
             until_ns,
             kept,
+            // Work that is under way already needs nobody to be woken.
+            begun: of(who).in_flight,
         };
         Answer {
             gate: Gate::Turn(who),

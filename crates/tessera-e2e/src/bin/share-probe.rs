@@ -2,7 +2,8 @@
 //! each, as one JSON line, and compares that with what its pod's annotation promises.
 //!
 //! `ALLOCATED` holds the annotation's text and `POSITION` this container's place in it (init containers first).
-//! Exits 0 if they agree, 3 if not. With `--hold` it stays until told to stop.
+//! Exits 0 if they agree, 3 if not. With `--hold` it stays until told to stop. `busy` and `paced` work on the first card
+//! instead ([`Load`]).
 
 #![allow(unsafe_code, reason = "calls a C library by its published signatures")]
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 use libloading::{Library, Symbol};
 use serde_json::json;
+use tessera_e2e::load::{self, Load};
 
 /// What the driver shows: UUID and total bytes, by ordinal.
 fn cards() -> Result<Vec<(String, u64)>, String> {
@@ -82,6 +84,14 @@ fn promised(text: &str, position: usize) -> Vec<(String, u64)> {
 }
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(load) = Load::parse(&words) {
+        let Err(error) = load::work(load) else {
+            return ExitCode::SUCCESS;
+        };
+        println!("{}", json!({ "error": error }));
+        return ExitCode::FAILURE;
+    }
     let seen = cards();
     let text = std::env::var("ALLOCATED").unwrap_or_default();
     let position = std::env::var("POSITION").ok().and_then(|p| p.parse().ok()).unwrap_or(0);

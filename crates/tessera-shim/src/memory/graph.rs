@@ -25,6 +25,12 @@ const NODE_TYPE_MEMORY: i32 = 10;
 /// 1 once a graph with memory was made. Not in the process's state: the first look of every launch is one load.
 static SEEN: AtomicU32 = AtomicU32::new(0);
 
+/// Whether no graph of this process is known to have memory of its own.
+#[inline]
+pub(crate) fn are_without_memory() -> bool {
+    SEEN.load(Ordering::Acquire) == 0
+}
+
 /// The process, if a graph with memory was ever made.
 #[inline]
 fn with_memory() -> Option<&'static Process> {

@@ -65,6 +65,7 @@ fn start(process: &'static Process) -> Option<&'static Space> {
     let started = space.start(process);
     if started {
         ON.store(1, Ordering::Release);
+        crate::turns::memory_moves();
     }
     started.then_some(space)
 }
@@ -79,6 +80,12 @@ impl Drop for Pass {
             space.leave();
         }
     }
+}
+
+/// Whether no memory of this process can move, so that there is no gate.
+#[inline]
+pub(crate) fn is_off() -> bool {
+    ON.load(Ordering::Relaxed) == 0
 }
 
 /// Enters the gate: waits while memory of this process is away.

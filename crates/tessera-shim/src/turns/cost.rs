@@ -109,6 +109,9 @@ impl Costs {
     #[cold]
     pub(super) fn collect(&self) {
         let sample = &self.sample;
+        if sample.phase.load(Ordering::Relaxed) != FLYING {
+            return;
+        }
         if sample
             .phase
             .compare_exchange(FLYING, TAKEN, Ordering::Acquire, Ordering::Relaxed)

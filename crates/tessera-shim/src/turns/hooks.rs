@@ -5,7 +5,7 @@ use core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use super::{CAPTURES, ON, context, key, launch, turns};
+use super::{MOVES, ON, UNUSUAL, context, count, is_capturing, is_off, key, launch, launch_whole, turns};
 use crate::{
     argument::given_again,
     codes::{INVALID_VALUE, SUCCESS},
@@ -27,6 +27,24 @@ fn gated(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> 
     })
 }
 
+/// [`gated`] for entries that have counted the usual launches before.
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a launch has eleven arguments; each further call moves them all"
+)]
+fn first(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
+    let real = || {
+        let _pass = swap::pass();
+        real()
+    };
+    if cfg!(target_arch = "x86_64") {
+        launch_whole(function, stream, form, real)
+    } else {
+        launch(function, stream, form, real)
+    }
+}
+
 /// `cuLaunch(function)`.
 pub(crate) fn plain_launch(function: u64, real: impl FnOnce() -> i32) -> i32 {
     gated(function, LEGACY, Form::Legacy, real)
@@ -43,7 +61,7 @@ pub(crate) fn grid_async(function: u64, _width: u64, _height: u64, stream: u64, 
 }
 
 macro_rules! kernels {
-    ($($name:ident($($more:ident),*) $form:ident;)*) => {$(
+    ($($name:ident($($more:ident),*) $form:ident $gated:ident;)*) => {$(
         /// A kernel with its grid, block and shared memory, then the stream.
         #[expect(clippy::too_many_arguments, reason = "the vendor's signature")]
         #[inline(always)]
@@ -60,16 +78,16 @@ macro_rules! kernels {
             $($more: u64,)*
             real: impl FnOnce() -> i32,
         ) -> i32 {
-            gated(function, stream, Form::$form, real)
+            $gated(function, stream, Form::$form, real)
         }
     )*};
 }
 
 kernels! {
-    kernel(_parameters, _extra) Legacy;
-    kernel_per_thread(_parameters, _extra) PerThread;
-    cooperative(_parameters) Legacy;
-    cooperative_per_thread(_parameters) PerThread;
+    kernel(_parameters, _extra) Legacy first;
+    kernel_per_thread(_parameters, _extra) PerThread first;
+    cooperative(_parameters) Legacy gated;
+    cooperative_per_thread(_parameters) PerThread gated;
 }
 
 /// Offset of the stream in the vendor's structure of a launch.
@@ -137,7 +155,23 @@ pub(crate) fn multi(list: u64, count: u64, _flags: u64, real: impl FnOnce() -> i
 }
 
 /// `cuGraphLaunch`: the whole graph is one piece of work.
+#[inline]
 pub(crate) unsafe fn graph_launch(
+    real: unsafe extern "C" fn(u64, u64) -> i32,
+    executable: u64,
+    stream: u64,
+    form: Form,
+) -> i32 {
+    if graph::are_without_memory() && ((is_off() && swap::is_off()) || count(executable, stream, form)) {
+        // SAFETY: the caller's arguments.
+        return unsafe { real(executable, stream) };
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { unusual_graph_launch(real, executable, stream, form) }
+}
+
+#[inline(never)]
+unsafe fn unusual_graph_launch(
     real: unsafe extern "C" fn(u64, u64) -> i32,
     executable: u64,
     stream: u64,
@@ -151,7 +185,7 @@ pub(crate) unsafe fn graph_launch(
 
 fn began(code: i32) -> i32 {
     if code == SUCCESS {
-        CAPTURES.fetch_add(1, Ordering::AcqRel);
+        UNUSUAL.fetch_add(1, Ordering::AcqRel);
     }
     code
 }
@@ -181,15 +215,17 @@ pub(crate) fn capture6(
 
 fn less(count: &AtomicU32) {
     // The closure declines at 0: a capture that was begun by a call that nobody saw.
-    let (Ok(_) | Err(_)) = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+    let (Ok(_) | Err(_)) = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+        (n & !MOVES != 0).then(|| n.wrapping_sub(1))
+    });
 }
 
 /// `cuStreamEndCapture`.
 pub(crate) unsafe fn end_capture(real: unsafe extern "C" fn(u64, *mut u64) -> i32, stream: u64, out: *mut u64) -> i32 {
     // SAFETY: the caller's arguments.
     let code = unsafe { graph::end_capture(real, stream, out) };
-    if CAPTURES.load(Ordering::Relaxed) != 0 {
-        less(&CAPTURES);
+    if is_capturing() {
+        less(&UNUSUAL);
     }
     code
 }
@@ -204,10 +240,9 @@ pub(crate) fn destroy_stream(stream: u64, real: impl FnOnce() -> i32) -> i32 {
         && let Some(place) = turns.streams.find(name)
         && let Some(lane) = place.lane()
         && place.unmarked_ns.load(Ordering::Relaxed) > 0
-        && CAPTURES.load(Ordering::Relaxed) == 0
+        && !is_capturing()
     {
-        let launched = lane.launched_ns.load(Ordering::Acquire);
-        turns.mark(place, lane, launched, stream, Form::Legacy);
+        turns.mark(place, lane, place.publish(lane), stream, Form::Legacy);
     }
     let code = real();
     if code == SUCCESS
@@ -223,7 +258,7 @@ pub(crate) unsafe fn synchronize(real: unsafe extern "C" fn(u64) -> i32, stream:
     let before = (ON.load(Ordering::Relaxed) != 0).then(|| {
         let turns = turns()?;
         let place = turns.streams.find(key(stream, form, context))?;
-        Some((place, place.lane()?.launched_ns.load(Ordering::Acquire)))
+        Some((place, place.publish(place.lane()?)))
     });
     // SAFETY: the caller's argument.
     let code = unsafe { plain::synchronize(real, stream) };
@@ -244,6 +279,11 @@ pub(crate) unsafe fn synchronize_context(real: unsafe extern "C" fn() -> i32) ->
     let mut before = [0_u64; tessera_region::LANES];
     let turns = turns();
     if let Some(turns) = turns {
+        turns.streams.each(|stream| {
+            if let Some(lane) = stream.lane().filter(|_| stream.is_behind()) {
+                stream.publish(lane);
+            }
+        });
         for (place, lane) in before.iter_mut().zip(turns.row().lanes()) {
             *place = lane.launched_ns.load(Ordering::Acquire);
         }
@@ -259,7 +299,7 @@ pub(crate) unsafe fn synchronize_context(real: unsafe extern "C" fn() -> i32) ->
             }
         }
         turns.streams.each(|stream| {
-            if stream.lane().is_some_and(|lane| lane.read().1 == 0) {
+            if !stream.is_behind() && stream.lane().is_some_and(|lane| lane.read().1 == 0) {
                 stream.unmarked_ns.store(0, Ordering::Relaxed);
             }
         });

@@ -15,11 +15,14 @@ pub(crate) mod hooks;
 
 mod cost;
 mod pace;
+mod ring;
 mod streams;
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use tessera_region::{GATE_CLOSED, GATE_RING, Lane, MARK_NS, MOST_NS, TURNS_SIZE, TurnReports, TurnRow, VerdictCard};
+use tessera_region::{
+    GATE_BRIEF, GATE_CLOSED, GATE_RING, Lane, MARK_NS, MOST_NS, TURNS_SIZE, TurnReports, TurnRow, VerdictCard,
+};
 
 use crate::{
     address::Lock,
@@ -27,7 +30,7 @@ use crate::{
     memory::{Form, pool::capturing},
     os::{self, KeepErrno},
     place::{self, Place, current_context},
-    process::{Card, Process, process},
+    process::{self, Card, Process, process},
     symbol::{
         cuMemHostGetDevicePointer_v2, cuMemHostRegister_v2, cuStreamSynchronize, cuStreamSynchronize_ptsz,
         cuStreamWriteValue64, cuStreamWriteValue64_ptsz, cuStreamWriteValue64_v2, cuStreamWriteValue64_v2_ptsz,
@@ -35,6 +38,7 @@ use crate::{
 };
 use cost::{Costs, UNKNOWN_NS};
 use pace::Pace;
+use ring::Bell;
 use streams::{Stream, Streams, key};
 
 const TURNS_PATH: &core::ffi::CStr = c"/run/tessera/account/turns";
@@ -50,8 +54,10 @@ const ROOM_PATIENCE_NS: u64 = 200_000_000;
 
 /// 1 once a card of this process has a gate: only then is anything looked at.
 static ON: AtomicU32 = AtomicU32::new(0);
-/// Streams of this process that are being captured.
-static CAPTURES: AtomicU32 = AtomicU32::new(0);
+/// Streams of this process that are being captured, and [`MOVES`]. One word, so that the usual launch looks at one.
+static UNUSUAL: AtomicU32 = AtomicU32::new(0);
+/// Bit of [`UNUSUAL`]: memory of this process can move.
+const MOVES: u32 = 1 << 31;
 static STATE: AtomicPtr<Turns> = AtomicPtr::new(core::ptr::null_mut());
 
 /// What this process knows of its work. One mapping that a forked child finds empty. Valid when zero.
@@ -67,6 +73,7 @@ struct Turns {
     streams: Streams,
     costs: Costs,
     pace: [Pace; tessera_region::MAX_CARDS],
+    bells: [Bell; tessera_region::MAX_CARDS],
 }
 
 /// A row of its own for a process without the page that the agent reads; it paces itself by it.
@@ -75,6 +82,15 @@ const OWN_ROW: usize = size_of::<TurnRow>();
 /// Called when a grant comes into force.
 pub(crate) fn switch_on() {
     ON.store(1, Ordering::Release);
+}
+
+/// Called when memory of this process can move: then every launch passes the gate of [`crate::swap`].
+pub(crate) fn memory_moves() {
+    UNUSUAL.fetch_or(MOVES, Ordering::AcqRel);
+}
+
+fn is_capturing() -> bool {
+    UNUSUAL.load(Ordering::Relaxed) & !MOVES != 0
 }
 
 /// The state of this process, once it has a row.
@@ -141,6 +157,19 @@ fn row_of(turns: &Turns, process: &Process) -> Option<*mut TurnRow> {
     reason = "a launch has eleven arguments; each further call moves them all"
 )]
 pub(crate) fn launch(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
+    if ON.load(Ordering::Relaxed) == 0 || count_apart(function, stream, form) {
+        return real();
+    }
+    launch_whole(function, stream, form, real)
+}
+
+/// [`launch`] of what [`count`] did not count.
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a launch has eleven arguments; each further call moves them all"
+)]
+pub(crate) fn launch_whole(function: u64, stream: u64, form: Form, real: impl FnOnce() -> i32) -> i32 {
     if ON.load(Ordering::Relaxed) == 0 {
         return real();
     }
@@ -180,15 +209,52 @@ impl Then {
             turns.costs.end(launched, stream, form);
         }
         if let Some(lane) = place.lane() {
-            turns.mark(place, lane, lane.launched_ns.load(Ordering::Acquire), stream, form);
+            turns.mark(place, lane, place.publish(lane), stream, form);
         }
     }
+}
+
+/// Whether no launch of this process is looked at.
+#[inline]
+pub(crate) fn is_off() -> bool {
+    ON.load(Ordering::Relaxed) == 0
+}
+
+/// The usual launch: of a known function, in a known stream, through an open gate, with no mark due. Counts it and says
+/// so; anything else is left to [`begin`], and nothing has changed.
+#[inline]
+pub(crate) fn count(function: u64, stream: u64, form: Form) -> bool {
+    // SAFETY: null, or a mapping that is never given back. A forked child finds it empty, without a stream.
+    let Some(turns) = (unsafe { STATE.load(Ordering::Acquire).cast_const().as_ref() }) else {
+        return false;
+    };
+    if UNUSUAL.load(Ordering::Relaxed) != 0 {
+        return false;
+    }
+    let name = match (stream, form) {
+        (3.., _) => key(stream, form, || 0),
+        (0 | 1, Form::Legacy) if process::has_one_context() => key(stream, form, || 0),
+        _ => return false,
+    };
+    let Some(place) = turns.streams.find_quick(name) else {
+        return false;
+    };
+    match turns.costs.of(function) {
+        0 => false,
+        cost => place.count(cost),
+    }
+}
+
+/// [`count`] for callers that keep many arguments.
+#[inline(never)]
+fn count_apart(function: u64, stream: u64, form: Form) -> bool {
+    count(function, stream, form)
 }
 
 #[inline(never)]
 fn begin(function: u64, stream: u64, form: Form) -> Then {
     let Some(turns) = turns() else { return Then::NOTHING };
-    if CAPTURES.load(Ordering::Relaxed) != 0 && capturing(stream, form) {
+    if is_capturing() && capturing(stream, form) {
         return Then::NOTHING;
     }
     let name = key(stream, form, context);
@@ -197,21 +263,26 @@ fn begin(function: u64, stream: u64, form: Form) -> Then {
     };
     let Some(lane) = place.lane() else { return Then::NOTHING };
     let words = place.words();
-    if words.is_some_and(|words| words.gate.load(Ordering::Acquire) != 0) {
-        turns.wait_for_gate(place, words, stream, form);
+    let mut rung = false;
+    if words.is_some_and(|words| words.gate.load(Ordering::Acquire) & !GATE_BRIEF != 0) {
+        rung = turns.wait_for_gate(place, words, stream, form);
     }
     let known = turns.costs.of(function);
     let cost = if known == 0 { UNKNOWN_NS } else { known };
     let unmarked = place.unmarked_ns.fetch_add(cost, Ordering::Relaxed).wrapping_add(cost);
     // What is not known yet may be long: no more of it than of what has to give way at once.
-    let brief = known == 0 || words.is_some_and(|words| words.brief.load(Ordering::Relaxed) != 0);
+    let brief = known == 0 || words.is_some_and(|words| words.gate.load(Ordering::Relaxed) & GATE_BRIEF != 0);
     let then = if brief || unmarked >= MARK_NS {
         Then::mark(place, turns.make_room(place, function, unmarked, brief, stream, form))
     } else {
         Then::NOTHING
     };
-    let before = lane.launched_ns.fetch_add(cost, Ordering::AcqRel);
-    place.before_ns.store(before, Ordering::Relaxed);
+    place.unpublished_ns.fetch_add(cost, Ordering::Relaxed);
+    let launched = place.publish(lane);
+    place.before_ns.store(launched.wrapping_sub(cost), Ordering::Relaxed);
+    if rung {
+        turns.row().ask(place.card(), 0);
+    }
     then
 }
 
@@ -253,12 +324,13 @@ impl Turns {
         }
     }
 
-    /// Waits until launches run, or nobody is there who could say so.
+    /// Waits until launches run, or nobody is there who could say so. Whether the process has rung: then it says that it
+    /// wants to launch until the launch itself is told, so that the agent does not answer before it can see why.
     #[cold]
-    fn wait_for_gate(&self, place: &Stream, words: Option<&VerdictCard>, stream: u64, form: Form) {
+    fn wait_for_gate(&self, place: &Stream, words: Option<&VerdictCard>, stream: u64, form: Form) -> bool {
         let _errno = KeepErrno::new();
         let (Some(words), Ok(process)) = (words, process()) else {
-            return;
+            return false;
         };
         let card = place.card();
         let mut asked = false;
@@ -267,15 +339,18 @@ impl Turns {
             if gate & GATE_CLOSED == 0 || !process.agent_is_heard() {
                 if gate & GATE_RING != 0 && !asked && self.streams.marked_ns(self.row(), card) == 0 {
                     self.row().ask(card, os::now_ns());
+                    if let Some(bell) = self.bells.get(card) {
+                        bell.ring(card, words);
+                    }
                     self.ring();
-                    asked = true;
+                    return true;
                 }
                 break;
             }
             if !asked && place.unmarked_ns.load(Ordering::Relaxed) > 0 {
                 // So that the agent sees the end of what is on the card.
                 if let Some(lane) = place.lane() {
-                    self.mark(place, lane, lane.launched_ns.load(Ordering::Acquire), stream, form);
+                    self.mark(place, lane, place.publish(lane), stream, form);
                 }
             }
             self.row().ask(card, os::now_ns());
@@ -287,6 +362,25 @@ impl Turns {
         }
         if asked {
             self.row().ask(card, 0);
+        }
+        false
+    }
+
+    /// Stands back for somebody more important who rang, until the agent has looked and its gate says what is next.
+    fn listen(&self, place: &Stream, words: &VerdictCard, process: &Process, stream: u64, form: Form) {
+        let card = place.card();
+        let Some(bell) = self.bells.get(card) else { return };
+        if !bell.is_rung(card, words) || !process.agent_is_heard() {
+            return;
+        }
+        self.row().ask(card, os::now_ns());
+        self.ring();
+        while bell.is_unanswered(words) {
+            os::sleep_us(ROOM_LEAST_US.cast_signed());
+        }
+        self.row().ask(card, 0);
+        if words.gate.load(Ordering::Acquire) & GATE_CLOSED != 0 {
+            self.wait_for_gate(place, Some(words), stream, form);
         }
     }
 
@@ -305,9 +399,10 @@ impl Turns {
             .unwrap_or(MOST_NS);
         let enough = || {
             let pending = self.streams.marked_ns(self.row(), card);
-            let second = place
-                .lane()
-                .is_none_or(|lane| lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed));
+            let second = !place.is_behind()
+                && place
+                    .lane()
+                    .is_none_or(|lane| lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed));
             let room = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
             // With one that is under way this is the second.
             (pending == 0 || (room && (second || !brief)), pending)
@@ -344,13 +439,18 @@ impl Turns {
             }
         }
         if let Some(words) = place.words()
+            && words.gate.load(Ordering::Acquire) & GATE_BRIEF != 0
+        {
+            self.listen(place, words, process, stream, form);
+        }
+        if let Some(words) = place.words()
             && waits
             && words.gate.load(Ordering::Acquire) & GATE_CLOSED != 0
         {
             // The turn ended meanwhile.
             self.wait_for_gate(place, Some(words), stream, form);
         }
-        CAPTURES.load(Ordering::Relaxed) == 0 && self.costs.begin(function, stream, form)
+        !is_capturing() && self.costs.begin(function, stream, form)
     }
 
     /// Lets the card say when it has done everything that was launched in a stream up to here.
@@ -363,7 +463,7 @@ impl Turns {
             return;
         }
         self.pinned.store(0, Ordering::Relaxed);
-        if CAPTURES.load(Ordering::Relaxed) != 0 {
+        if is_capturing() {
             // Nothing may be asked of the driver now that a capture does not allow.
             return;
         }
@@ -389,7 +489,7 @@ impl Turns {
         let row = self.row.load(Ordering::Relaxed);
         let mut pinned = self.pinned.load(Ordering::Acquire);
         if pinned == 0 {
-            if CAPTURES.load(Ordering::Relaxed) != 0 || self.refused.load(Ordering::Relaxed) >= REFUSALS {
+            if is_capturing() || self.refused.load(Ordering::Relaxed) >= REFUSALS {
                 return None;
             }
             let host = u64::try_from(row.expose_provenance()).ok()?;

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use tessera_region::{LANES, Lane, TurnRow, VerdictCard};
+use tessera_region::{LANES, Lane, MARK_NS, TurnRow, VerdictCard};
 
 use crate::{address::Lock, memory::Form};
 
@@ -26,9 +26,15 @@ pub(super) struct Stream {
     card: AtomicU32,
     /// Predicted work since the last mark, in nanoseconds.
     pub(super) unmarked_ns: AtomicU64,
-    /// What had been launched before the newest launch.
+    /// What had been launched before the newest launch; true only while nothing is unpublished.
     pub(super) before_ns: AtomicU64,
+    /// Predicted work that the lane does not tell of yet, in nanoseconds: a line that the card writes to is not written
+    /// for each launch.
+    pub(super) unpublished_ns: AtomicU64,
 }
+
+/// So much predicted work is told of at the latest.
+const PUBLISH_NS: u64 = MARK_NS / 4;
 
 impl Stream {
     /// The lane; nothing when work passes freely.
@@ -36,6 +42,40 @@ impl Stream {
     pub(super) fn lane(&self) -> Option<&'static Lane> {
         // SAFETY: null, or a lane of a row that is never given back.
         unsafe { self.place.load(Ordering::Relaxed).cast_const().as_ref() }
+    }
+
+    /// Counts a launch that needs nothing else: its mark is not due, and the gate stands open. No stream without
+    /// a lane has words. Says
+    /// whether it did.
+    #[inline]
+    pub(super) fn count(&self, cost_ns: u64) -> bool {
+        let Some(words) = self.words() else { return false };
+        if words.gate.load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        if self.unmarked_ns.load(Ordering::Relaxed).wrapping_add(cost_ns) >= MARK_NS {
+            return false;
+        }
+        let before = self.unmarked_ns.fetch_add(cost_ns, Ordering::Relaxed);
+        let unpublished = self
+            .unpublished_ns
+            .fetch_add(cost_ns, Ordering::Relaxed)
+            .wrapping_add(cost_ns);
+        // The first one behind a mark says that this stream works.
+        if (before == 0 || unpublished >= PUBLISH_NS)
+            && let Some(lane) = self.lane()
+        {
+            let launched = self.publish(lane);
+            self.before_ns.store(launched.wrapping_sub(cost_ns), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Lets the lane tell of all that was launched; how much that is.
+    #[inline]
+    pub(super) fn publish(&self, lane: &Lane) -> u64 {
+        let more = self.unpublished_ns.swap(0, Ordering::Relaxed);
+        lane.launched_ns.fetch_add(more, Ordering::AcqRel).wrapping_add(more)
     }
 
     /// The card by its place in the grant.
@@ -85,6 +125,13 @@ impl Streams {
     fn path(&self, key: u64) -> impl Iterator<Item = &Stream> {
         let (before, after) = self.places.split_at(Self::first(key).min(PLACES));
         after.iter().chain(before)
+    }
+
+    /// The stream with this name if it lies where it is looked for first.
+    #[inline]
+    pub(super) fn find_quick(&self, key: u64) -> Option<&Stream> {
+        let first = self.places.get(Self::first(key))?;
+        (first.key.load(Ordering::Acquire) == key).then_some(first)
     }
 
     /// The stream with this name.
@@ -148,6 +195,7 @@ impl Streams {
         place.place.store(found, Ordering::Relaxed);
         place.unmarked_ns.store(0, Ordering::Relaxed);
         place.before_ns.store(0, Ordering::Relaxed);
+        place.unpublished_ns.store(0, Ordering::Relaxed);
         place.key.store(key, Ordering::Release);
         Some(place)
     }
@@ -199,6 +247,7 @@ impl Streams {
         for stream in &self.places {
             if stream.key.load(Ordering::Relaxed) != 0 {
                 stream.key.store(GONE, Ordering::Release);
+                stream.unpublished_ns.store(0, Ordering::Relaxed);
             }
         }
         for lane in row.lanes() {
@@ -234,11 +283,16 @@ impl Stream {
             && self.lane().is_some_and(|lane| lane.marked_pending_ns() == 0)
     }
 
+    /// Whether something was launched that the lane does not tell of.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unpublished_ns.load(Ordering::Relaxed) != 0
+    }
+
     /// Takes everything of this stream for done that was launched up to here.
     pub(super) fn done(&self, launched_ns: u64) {
         if let Some(lane) = self.lane() {
             lane.done_ns.fetch_max(launched_ns, Ordering::AcqRel);
-            if lane.launched_ns.load(Ordering::Relaxed) == launched_ns {
+            if lane.launched_ns.load(Ordering::Relaxed) == launched_ns && !self.is_behind() {
                 self.unmarked_ns.store(0, Ordering::Relaxed);
             }
         }
