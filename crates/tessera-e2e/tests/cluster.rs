@@ -64,7 +64,7 @@ async fn all() -> Result<ExitCode> {
                 "a_pod_that_does_not_fit_says_why_and_starts_within_a_second_of_the_deletion",
                 |s| shortfall(s) as Boxed<'_>,
             ),
-            ("one_pod_costs_at_most_three_writes_and_none_to_the_node", |s| {
+            ("one_pod_costs_one_write_and_none_to_the_node", |s| {
                 writes(s) as Boxed<'_>
             }),
             ("bad_requests_are_refused_at_the_door", |s| refused(s) as Boxed<'_>),
@@ -197,7 +197,7 @@ fn writes(stage: &Stage) -> Boxed<'_> {
         let ours: Vec<String> = our_writes(stage, mark)?;
         let to_pod: Vec<&String> = ours.iter().filter(|line| line.contains("pods")).collect();
         ensure!(
-            to_pod.len() <= 3,
+            to_pod.len() == 1,
             "from creation to Running Tessera wrote {}: {to_pod:#?}",
             to_pod.len()
         );

@@ -1,21 +1,21 @@
 //! The cost of one decision, for an instruction counter and for the clock.
 //!
-//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every]`: over 1,000 nodes of 8 cards with 2,000
+//! `decide_cost [decisions] [warm|cold|times|alone] [nodes] [pods] [nvidia|every] [policy]`: over 1,000 nodes of 8 cards with 2,000
 //! pods unless said otherwise. Every decision is followed by booking its winner and by the watch event that confirms it,
 //! so one node changes between two decisions, as in a
 //! wave of like pods. With `cold` every decision has a new shape, so that nothing remembered helps. With `times` pods of
 //! eight shapes take turns, and one JSON object with the times of the decisions and the process's memory is printed;
 //! otherwise nothing is. `alone` does not book: the decision by itself. With `every` the scheduler serves all classes and
-//! not NVIDIA's alone; the nodes and pods are the same.
+//! not NVIDIA's alone; the nodes and pods are the same. The node policy is spread unless another is named.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tessera_engine::{Assumption, Candidates, Defaults, Engine, Vendor, Vendors, World, WriteContext};
-use tessera_types::{CardPolicy, NodePolicy};
+use tessera_types::NodePolicy;
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::config::DeviceConfig;
-use tessera_wire::{NodeView, PodView, config};
+use tessera_wire::{NameList, NodeView, PodView, config};
 
 const CARDS: usize = 8;
 
@@ -56,21 +56,29 @@ fn main() {
         Arc::new(Vendors::new(vec![Arc::new(nvidia) as Arc<dyn Vendor>]))
     };
     let defaults = Defaults {
-        node_policy: NodePolicy::Spread,
-        card_policy: CardPolicy::default(),
+        node_policy: arguments.next().map_or(NodePolicy::Spread, |name| {
+            NodePolicy::parse(&name).expect("a node policy")
+        }),
+        card_policy: None,
     };
     let engine = Engine::new(Arc::clone(&vendors), defaults);
     let mut world = World::new(vendors);
     let names: Vec<String> = (0..nodes).map(|at| format!("node-{at:05}")).collect();
+    let list = |names: &[String]| {
+        let mut list = NameList::default();
+        names.iter().for_each(|name| list.push(name));
+        list
+    };
+    let all = list(&names);
     for at in 0..nodes {
         world.set_node(&node(at));
     }
-    let place = |world: &mut World, mut pod: PodView, names: &[String], book: bool| {
+    let place = |world: &mut World, mut pod: PodView, names: &NameList, book: bool| {
         let begun = Instant::now();
         let snapshot = world.snapshot();
         let demand = engine.demand(&pod).expect("a demand");
         let winner = engine
-            .choose(&snapshot, &demand, Candidates::Names(names))
+            .choose(&snapshot, &demand, Candidates::Listed(names))
             .expect("room");
         let took = begun.elapsed();
         let assumption = Assumption {
@@ -99,7 +107,7 @@ fn main() {
         took
     };
     for at in 0..pods {
-        let home = [names[at % nodes].clone()];
+        let home = list(&names[at % nodes..=at % nodes]);
         place(&mut world, pod(&format!("old-{at}"), 1000 + at % 7), &home, true);
     }
     world.expire(100);
@@ -111,7 +119,7 @@ fn main() {
             _ => 2000,
         };
         let pod = pod(&format!("new-{at}"), memory);
-        times.push(place(&mut world, pod, &names, mode != "alone"));
+        times.push(place(&mut world, pod, &all, mode != "alone"));
     }
     if mode == "times" {
         print(nodes, pods, times);

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tessera_types::{
-    Allocation, Ask, CardPolicy, CardRule, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy, NodeRefusal,
-    PodUid, Selection, Weights,
+    Allocation, Ask, CardOrder, CardPolicy, CardRule, ContainerDemand, ContainerRole, Demand, NodeName, NodePolicy,
+    NodeRefusal, PodUid, Selection, Weights,
 };
 use tessera_wire::{NameList, NodeView, PodView, keys};
 
@@ -33,8 +33,21 @@ pub(crate) type Outcome = Result<Arc<Placed>, Arc<NodeRefusal>>;
 pub struct Defaults {
     /// Which node wins.
     pub node_policy: NodePolicy,
-    /// How cards are ordered.
-    pub card_policy: CardPolicy,
+    /// How cards are ordered. `None`: as goes with the node policy, see [`Defaults::cards`].
+    pub card_policy: Option<CardPolicy>,
+}
+
+impl Defaults {
+    /// How cards are ordered under a node policy. One that packs fills the fullest card first, the others the emptiest.
+    #[must_use]
+    pub fn cards(&self, node_policy: NodePolicy) -> CardPolicy {
+        let order = if node_policy.packs() {
+            CardOrder::Binpack
+        } else {
+            CardOrder::Spread
+        };
+        self.card_policy.clone().unwrap_or_else(|| CardPolicy::single(order))
+    }
 }
 
 /// Which nodes are asked.
@@ -312,7 +325,9 @@ impl Engine {
             rule: None,
             node_policy: self.defaults.node_policy,
             packing: None,
-            card_policy: policy.unwrap_or(&self.defaults.card_policy).clone(),
+            card_policy: policy
+                .cloned()
+                .unwrap_or_else(|| self.defaults.cards(self.defaults.node_policy)),
             weights: Weights::default(),
         };
         let shape = Shape::new(content);
@@ -345,14 +360,9 @@ impl Engine {
     }
 
     pub(crate) fn shape(&self, snapshot: &Snapshot, demand: &Demand, own: Option<&Booking>) -> Arc<Shape> {
-        shape::compile(
-            &self.vendors,
-            demand,
-            self.defaults.node_policy,
-            &self.defaults.card_policy,
-            &snapshot.packed,
-            |at| self.room(snapshot, demand, own, at),
-        )
+        shape::compile(&self.vendors, demand, &self.defaults, &snapshot.packed, |at| {
+            self.room(snapshot, demand, own, at)
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tessera_types::{Ask, CardPolicy, CardRule, ContainerRole, Demand, Keyword, NodePolicy, Selection, Weights};
 
+use crate::decide::Defaults;
 use crate::pack::{Packed, Packing};
 use crate::quota::Room;
 use crate::vendor::Vendors;
@@ -106,8 +107,7 @@ impl Shape {
 pub(crate) fn compile(
     vendors: &Vendors,
     demand: &Demand,
-    node_policy: NodePolicy,
-    card_policy: &CardPolicy,
+    defaults: &Defaults,
     packed: &Arc<Packed>,
     room: impl Fn(usize) -> Option<Room>,
 ) -> Arc<Shape> {
@@ -150,8 +150,7 @@ pub(crate) fn compile(
         })
         .collect();
     let rooms = asked().filter_map(|at| room(at).map(|room| (at, room))).collect();
-    let node_policy = demand.node_policy.unwrap_or(node_policy);
-    let fullest_first = node_policy.packs().then(|| CardPolicy::parse("binpack").0);
+    let node_policy = demand.node_policy.unwrap_or(defaults.node_policy);
     Shape::new(Content {
         containers,
         selections,
@@ -166,8 +165,7 @@ pub(crate) fn compile(
         card_policy: demand
             .card_policy
             .clone()
-            .or(fullest_first)
-            .unwrap_or_else(|| card_policy.clone()),
+            .unwrap_or_else(|| defaults.cards(node_policy)),
         weights: demand.weights,
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tessera_engine::admission::{Settings, Verdict, refuse_update, review};
 use tessera_engine::{Defaults, Engine, Vendors, World};
-use tessera_types::{CardPolicy, NodePolicy};
+use tessera_types::NodePolicy;
 use tessera_vendors::nvidia::Nvidia;
 use tessera_wire::admission::PatchOp;
 use tessera_wire::{NodeView, Quantity, config};
@@ -24,7 +24,7 @@ fn cluster() -> Cluster {
         Arc::clone(&vendors),
         Defaults {
             node_policy: NodePolicy::Binpack,
-            card_policy: CardPolicy::default(),
+            card_policy: None,
         },
     );
     let mut world = World::new(vendors);

@@ -137,8 +137,9 @@ fn a_score_says_what_it_is_made_of() {
 }
 
 #[test]
-fn a_pod_may_name_a_policy_that_packs_and_its_share_goes_to_the_fullest_card() {
-    let engine = engine_with(NodePolicy::Binpack, "spread");
+fn a_pod_may_name_a_policy_that_packs_and_its_share_goes_to_the_fullest_card_unless_the_operator_says_otherwise() {
+    let engine = engine_with(NodePolicy::Binpack, "");
+    let spreading = engine_with(NodePolicy::Binpack, "spread");
     let mut world = World::new(vendors());
     world.set_node(&a_node("n1", "T4", 2, 64));
     let first = a_pod("first", 4000, 1);
@@ -148,12 +149,14 @@ fn a_pod_may_name_a_policy_that_packs_and_its_share_goes_to_the_fullest_card() {
         second
             .annotations
             .insert(keys::NODE_POLICY.to_owned(), policy.to_owned());
-        let demand = engine.demand(&second).unwrap();
         let snapshot = world.snapshot();
-        let fit = engine.choose(&snapshot, &demand, Candidates::All).unwrap();
         let booking = snapshot.bookings().next().unwrap();
         let (held, ..) = booking.usage().next().unwrap();
-        let chosen = &fit.allocation.classes.values().next().unwrap()[0][0].card;
-        assert_eq!(held == chosen, taken, "{policy}");
+        for (engine, taken) in [(&engine, taken), (&spreading, false)] {
+            let demand = engine.demand(&second).unwrap();
+            let fit = engine.choose(&snapshot, &demand, Candidates::All).unwrap();
+            let chosen = &fit.allocation.classes.values().next().unwrap()[0][0].card;
+            assert_eq!(held == chosen, taken, "{policy}");
+        }
     }
 }

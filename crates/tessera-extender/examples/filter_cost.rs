@@ -19,7 +19,6 @@ use tessera_extender::{App, Cluster, FilterMode, Guard, Parts, Routes, Settings,
 use tessera_http::{Health, Limits, Listener, serve};
 use tessera_kube::books::{self, Input, SteadyClock};
 use tessera_kube::events::Recorder;
-use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::{Kind, Trimmed};
 use tessera_kube::reach::Reach;
 use tessera_kube::script::{self, Reply};
@@ -111,10 +110,7 @@ async fn main() -> Result<()> {
         Parts {
             engine: Engine::new(vendors, Defaults::default()),
             books,
-            cluster: Cluster {
-                client: client.clone(),
-                locks: NodeLocks::new(client, Duration::from_secs(300)),
-            },
+            cluster: Cluster::new(client, Duration::from_secs(300)),
             recorder,
             health: Health::default(),
             reach,

@@ -12,8 +12,9 @@ use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lease::{Sight, Sighting};
 use tessera_kube::lock::NodeLocks;
 use tessera_kube::reach::Reach;
+use tessera_kube::writes::binding_carries_labels;
 use tessera_types::{Allocation, Demand, NodeName, PodId, PodUid};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use crate::args::{FilterMode, WriteAt};
@@ -57,12 +58,36 @@ pub struct Parts {
 }
 
 /// The API server.
-#[derive(Clone)]
 pub struct Cluster {
     /// The client.
     pub client: Client,
     /// Node locks for plugins of other makers.
     pub locks: NodeLocks,
+    carries_labels: OnceCell<bool>,
+}
+
+impl Cluster {
+    /// The API server behind `client`. A lock that is older than `lock_timeout` is nobody's.
+    #[must_use]
+    pub fn new(client: Client, lock_timeout: Duration) -> Self {
+        Self {
+            locks: NodeLocks::new(client.clone(), lock_timeout),
+            client,
+            carries_labels: OnceCell::new(),
+        }
+    }
+
+    /// Whether a Binding can carry all that a placed pod is given. Asked of the server once; `false` until it answers.
+    pub(crate) async fn binds_in_one_write(&self) -> bool {
+        let ask = || binding_carries_labels(&self.client);
+        match self.carries_labels.get_or_try_init(ask).await {
+            Ok(carries) => *carries,
+            Err(error) => {
+                tracing::debug!(error = %error, "Binding in two writes.");
+                false
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Cluster {

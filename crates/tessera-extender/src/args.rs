@@ -24,7 +24,7 @@ pub enum FilterMode {
 /// When the allocation is written on the pod, in filter mode `one`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum WriteAt {
-    /// Together with the phase, just before the Binding.
+    /// With the Binding, or just before it where a Binding carries no labels (Kubernetes before 1.35).
     #[default]
     Bind,
     /// At the end of filter, as HAMi does.
@@ -99,12 +99,13 @@ pub struct SchedulerArgs {
     pub scheduler_name: String,
 
     /// Which node wins: binpack, spread, fgd or tessera.
-    #[arg(long = "node-scheduler-policy", default_value = "binpack", value_parser = node_policy)]
+    #[arg(long = "node-scheduler-policy", default_value = "tessera", value_parser = node_policy)]
     pub node_policy: NodePolicy,
 
-    /// Which cards win: binpack, spread, topology-aware, mutex, numa, or a list of them.
-    #[arg(long = "gpu-scheduler-policy", default_value = "spread", value_parser = card_policy)]
-    pub card_policy: CardPolicy,
+    /// Which cards win: binpack, spread, topology-aware, mutex, numa, or a list of them. Unless it is given, the fullest
+    /// under a node policy that packs (fgd, tessera), else the emptiest.
+    #[arg(long = "gpu-scheduler-policy", value_parser = card_policy)]
+    pub card_policy: Option<CardPolicy>,
 
     /// How many nodes filter answers.
     #[arg(long = "filter-mode", value_enum, default_value_t)]
@@ -616,14 +617,11 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_the_compatible_ones() {
+    fn defaults_are_the_compatible_ones_but_for_the_policy() {
         let args = parse(&[]).unwrap();
         assert_eq!(args.http_bind, "127.0.0.1:8080");
         assert_eq!(args.metrics_bind, ":9395");
-        assert_eq!(
-            (args.node_policy, args.card_policy),
-            (NodePolicy::Binpack, CardPolicy::default())
-        );
+        assert_eq!((args.node_policy, args.card_policy), (NodePolicy::Tessera, None));
         assert!(args.force_overwrite && !args.leader_elect);
         assert_eq!(args.node_lock_retry, Duration::from_secs(28));
         assert_eq!((args.filter_mode, args.write_at), (FilterMode::One, WriteAt::Bind));

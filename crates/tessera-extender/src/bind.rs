@@ -1,4 +1,4 @@
-//! Bind: writes what was decided, then binds. Two writes.
+//! Bind: writes what was decided and binds, in one write where a Binding can carry it all.
 //!
 //! Everything may be asked twice and may fail at any line: each write carries the pod's uid, an answer that got
 //! lost is found out by reading the pod, and what was assumed is given back only when it is known that the pod
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tessera_engine::{AssumeError, LockKind, NodeState, Snapshot, WriteContext, text};
 use tessera_kube::books::Wanted;
-use tessera_kube::writes::{bind_pod, patch_pod, read_pod};
+use tessera_kube::writes::{bind_pod, bind_pod_with, patch_pod, read_pod};
 use tessera_kube::{ApiError, ApiErrorKind};
 use tessera_types::{Allocation, Demand, Keyword, NodeName, PodId, PodUid};
 use tessera_wire::extender::{BindArgs, BindResult};
@@ -193,13 +193,14 @@ impl App {
                 ));
             }
             let stale: &[String] = if promise.written { &[] } else { &promise.stale };
-            patch_pod(
-                &self.cluster.client,
-                pod,
-                with_removed(patch::allocation(&values), stale),
-            )
-            .await?;
-            bind_pod(&self.cluster.client, pod, promise.node.as_str()).await
+            let (client, node) = (&self.cluster.client, promise.node.as_str());
+            let patch = patch::allocation(&values);
+            // A Binding removes nothing.
+            if stale.is_empty() && self.cluster.binds_in_one_write().await {
+                return bind_pod_with(client, pod, node, patch).await;
+            }
+            patch_pod(client, pod, with_removed(patch, stale)).await?;
+            bind_pod(client, pod, node).await
         }
         .await;
         let outcome = match outcome {

@@ -9,7 +9,6 @@ use tessera_engine::{Defaults, Engine};
 use tessera_http::{Certificate, Health, Limits, Listener, serve};
 use tessera_kube::books::{self, Input, SteadyClock};
 use tessera_kube::lease::{LeaseSettings, Role, Sighting, campaign};
-use tessera_kube::lock::NodeLocks;
 use tessera_kube::watch::{Freshness, follow};
 use tessera_kube::{Client, ClientSettings, connect, events, reach};
 use tessera_wire::config::DeviceConfig;
@@ -192,10 +191,7 @@ pub async fn run_until(args: SchedulerArgs, stop: CancellationToken) -> anyhow::
                 },
             ),
             books: books.clone(),
-            cluster: Cluster {
-                client: client.clone(),
-                locks: NodeLocks::new(client.clone(), args.node_lock_timeout),
-            },
+            cluster: Cluster::new(client.clone(), args.node_lock_timeout),
             recorder,
             health: health.clone(),
             reach: reach.clone(),

@@ -12,7 +12,6 @@ use tessera_http::{Health, Peer};
 use tessera_kube::books::{self, Books, Input, SteadyClock};
 use tessera_kube::events::{About, Note, Recorder};
 use tessera_kube::lease::Sighting;
-use tessera_kube::lock::NodeLocks;
 use tessera_kube::objects::{Kind, Trimmed};
 use tessera_kube::reach::Reach;
 use tessera_kube::script::{self, Log, Reply, Sent};
@@ -86,10 +85,7 @@ impl Fixture {
             Parts {
                 engine: Engine::new(vendors, Defaults::default()),
                 books: books.clone(),
-                cluster: Cluster {
-                    client: client.clone(),
-                    locks: NodeLocks::new(client.clone(), Duration::from_secs(300)),
-                },
+                cluster: Cluster::new(client.clone(), Duration::from_secs(300)),
                 recorder,
                 health: Health::default(),
                 reach,
@@ -203,7 +199,7 @@ fn lines(log: &Log) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_pod_costs_one_patch_and_one_binding() {
+async fn where_a_binding_carries_no_labels_a_pod_costs_one_patch_and_one_binding() {
     let fixture = Fixture::new(ok).await;
     fixture.node("n1", 1, 8000).await;
     let answer = fixture.filter(&pod("a", 3000), &["n1"]).await;
@@ -218,7 +214,7 @@ async fn a_pod_costs_one_patch_and_one_binding() {
             "POST /api/v1/namespaces/ns/pods/a/binding"
         ]
     );
-    let [patch, binding] = fixture.log.sent().try_into().unwrap();
+    let [patch, binding] = fixture.log.writes().try_into().unwrap();
     let metadata = &patch.body["metadata"];
     assert_eq!(metadata["uid"], "uid-a", "only this very pod may be touched");
     assert_eq!(metadata["labels"]["hami.io/vgpu-node"], "n1");
@@ -237,6 +233,51 @@ async fn a_pod_costs_one_patch_and_one_binding() {
     assert_eq!(annotations["tessera.dev/scheduler"], crate::VERSION);
     assert_eq!(binding.body["metadata"]["uid"], "uid-a");
     assert_eq!(binding.body["target"]["name"], "n1");
+}
+
+/// An API server of that minor version.
+fn of_version(minor: &'static str) -> impl Fn(&Sent) -> Reply + Send + Sync + 'static {
+    move |sent| match sent.path.as_str() {
+        "/version" => Reply::Object(json!({"major": "1", "minor": minor, "gitVersion": "", "gitCommit": "",
+            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""})),
+        _ => ok(sent),
+    }
+}
+
+#[tokio::test]
+async fn a_pod_costs_one_write_where_a_binding_carries_labels() {
+    for (minor, writes) in [("36", 1), ("35+", 1), ("34", 2)] {
+        let fixture = Fixture::new(of_version(minor)).await;
+        fixture.node("n1", 1, 8000).await;
+        fixture.filter(&pod("a", 3000), &["n1"]).await;
+        assert_eq!(fixture.bind("a", "n1").await, "");
+        let lines = lines(&fixture.log);
+        assert_eq!(lines.len(), writes, "1.{minor}: {lines:?}");
+        assert_eq!(lines.last().unwrap(), "POST /api/v1/namespaces/ns/pods/a/binding");
+        let first = &fixture.log.writes()[0].body["metadata"];
+        assert_eq!(first["uid"], "uid-a", "only this very pod may be touched");
+        assert_eq!(first["labels"]["hami.io/vgpu-node"], "n1");
+        let annotations = &first["annotations"];
+        let devices = "GPU-n1-0,NVIDIA,3000,0:;";
+        assert_eq!(annotations["hami.io/vgpu-devices-allocated"], devices);
+        assert_eq!(annotations["hami.io/bind-phase"], "allocating");
+        assert_eq!(annotations["hami.io/vgpu-node"], "n1");
+    }
+}
+
+#[tokio::test]
+async fn what_an_earlier_attempt_left_is_taken_off_by_a_write_of_its_own() {
+    let fixture = Fixture::new(of_version("36")).await;
+    fixture.node("n1", 1, 8000).await;
+    let mut again = pod("a", 3000);
+    again["metadata"]["annotations"] = json!({"hami.io/cambricon-mlu-devices-allocated": "old"});
+    fixture.filter(&again, &["n1"]).await;
+    assert_eq!(fixture.bind("a", "n1").await, "");
+    let [patch, binding] = fixture.log.writes().try_into().unwrap();
+    let annotations = &patch.body["metadata"]["annotations"];
+    assert!(annotations.as_object().unwrap()["hami.io/cambricon-mlu-devices-allocated"].is_null());
+    assert!(annotations["hami.io/vgpu-devices-allocated"].is_string());
+    assert!(binding.path.ends_with("/pods/a/binding"));
 }
 
 #[tokio::test]
@@ -414,11 +455,11 @@ async fn written_at_filter_the_annotations_come_first_and_the_phase_at_bind() {
     .await;
     fixture.node("n1", 1, 8000).await;
     fixture.filter(&pod("a", 3000), &["n1"]).await;
-    let patch = &fixture.log.sent()[0].body["metadata"]["annotations"];
+    let patch = &fixture.log.writes()[0].body["metadata"]["annotations"];
     assert_eq!(patch["hami.io/vgpu-node"], "n1");
     assert_eq!(patch["hami.io/bind-phase"], Value::Null);
     assert_eq!(fixture.bind("a", "n1").await, "");
-    let patch = &fixture.log.sent()[1].body["metadata"]["annotations"];
+    let patch = &fixture.log.writes()[1].body["metadata"]["annotations"];
     assert_eq!(patch["hami.io/bind-phase"], "allocating");
     assert_eq!(patch["hami.io/vgpu-node"], Value::Null);
     assert_eq!(lines(&fixture.log).len(), 3);
@@ -431,7 +472,7 @@ async fn a_node_name_that_is_no_label_is_left_out_of_the_labels() {
     fixture.node(&long, 1, 8000).await;
     fixture.filter(&pod("a", 3000), &[&long]).await;
     assert_eq!(fixture.bind("a", &long).await, "");
-    let metadata = &fixture.log.sent()[0].body["metadata"];
+    let metadata = &fixture.log.writes()[0].body["metadata"];
     assert_eq!(metadata["annotations"]["hami.io/vgpu-node"], long);
     assert_eq!(metadata["labels"], Value::Null);
 }
@@ -444,7 +485,7 @@ async fn what_an_earlier_attempt_wrote_is_removed() {
     pod["metadata"]["annotations"] = json!({"hami.io/vgpu-mig-allocations": "[]", "team": "x"});
     fixture.filter(&pod, &["n1"]).await;
     assert_eq!(fixture.bind("a", "n1").await, "");
-    let annotations = fixture.log.sent()[0].body["metadata"]["annotations"].clone();
+    let annotations = fixture.log.writes()[0].body["metadata"]["annotations"].clone();
     assert_eq!(
         annotations.as_object().unwrap().get("hami.io/vgpu-mig-allocations"),
         Some(&Value::Null)

@@ -41,11 +41,26 @@ pub async fn patch_pod(client: &Client, pod: &PodId, mut patch: Value) -> Result
 /// # Errors
 /// The pod is gone, is bound already, or the server does not answer (then it may be bound all the same).
 pub async fn bind_pod(client: &Client, pod: &PodId, node: &str) -> Result<(), ApiError> {
+    bind_pod_with(client, pod, node, json!({})).await
+}
+
+/// Binds the pod to the node and merges the annotations and labels of `patch`, which removes nothing, in the same write.
+/// Labels only where [`binding_carries_labels`]; annotations are taken by every API server.
+///
+/// # Errors
+/// As [`bind_pod`].
+pub async fn bind_pod_with(client: &Client, pod: &PodId, node: &str, mut patch: Value) -> Result<(), ApiError> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let mut metadata = json!({"name": pod.name, "namespace": pod.namespace, "uid": pod.uid.as_str()});
+    for part in ["annotations", "labels"] {
+        if let Some(values) = patch.pointer_mut(&format!("/metadata/{part}")) {
+            metadata[part] = values.take();
+        }
+    }
     let body = json!({
         "apiVersion": "v1",
         "kind": "Binding",
-        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid.as_str()},
+        "metadata": metadata,
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     });
     let params = PostParams::default();
@@ -53,6 +68,27 @@ pub async fn bind_pod(client: &Client, pod: &PodId, node: &str) -> Result<(), Ap
     timed(|| format!("binding pod {pod} to node {node}"), REQUEST_TIME, request)
         .await
         .map(drop)
+}
+
+/// Whether the API server puts the labels of a Binding on the pod: by default since Kubernetes 1.35.
+///
+/// # Errors
+/// The server does not answer, or says no version.
+pub async fn binding_carries_labels(client: &Client) -> Result<bool, ApiError> {
+    let doing = || "asking the API server's version".to_owned();
+    let version = timed(doing, REQUEST_TIME, client.apiserver_version()).await?;
+    // Some vendors write `35+`.
+    let number = |text: &str| {
+        text.trim_end_matches(|sign: char| !sign.is_ascii_digit())
+            .parse::<u32>()
+    };
+    match (number(&version.major), number(&version.minor)) {
+        (Ok(major), Ok(minor)) => Ok((major, minor) >= (1, 35)),
+        _ => Err(ApiError::refused(
+            doing(),
+            format!("`{}.{}` is no version", version.major, version.minor),
+        )),
+    }
 }
 
 /// The pod as the server has it now; `None` if there is none of that name.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tessera_engine::admission::{Settings, Verdict, review};
 use tessera_engine::{Candidates, Defaults, Engine, World, text};
-use tessera_types::{CardPolicy, NodePolicy};
+use tessera_types::NodePolicy;
 use tessera_wire::config::DeviceConfig;
 use tessera_wire::{NodeView, PodView};
 
@@ -19,7 +19,7 @@ fn engine(config: Value) -> Engine {
         tessera_vendors::from_config(&config),
         Defaults {
             node_policy: NodePolicy::Binpack,
-            card_policy: CardPolicy::default(),
+            card_policy: None,
         },
     )
 }

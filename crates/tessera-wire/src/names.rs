@@ -144,4 +144,17 @@ mod tests {
         assert!(serde_json::from_str::<NameList>("{}").is_err());
         assert_eq!(list, list.iter().collect());
     }
+
+    #[test]
+    fn what_only_looks_like_a_name_is_none() {
+        let list: NameList = ["a", "aa", "n-10", "", "n-1", "b"].into_iter().collect();
+        for name in ["a", "aa", "n-10", "", "n-1", "b"] {
+            assert!(list.contains(name), "{name}");
+        }
+        for name in ["aaa", "n-", "0n-1", "n-1b", "1", "n-10n-1", "bb"] {
+            assert!(!list.contains(name), "{name}");
+        }
+        let without: NameList = ["a", "b"].into_iter().collect();
+        assert!(!without.contains(""));
+    }
 }

@@ -19,7 +19,9 @@
 - --device-config-file=/config/device-config.yaml
 - --scheduler-name={{ .Values.schedulerName }}
 - --node-scheduler-policy={{ $s.defaultSchedulerPolicy.nodeSchedulerPolicy }}
-- --gpu-scheduler-policy={{ $s.defaultSchedulerPolicy.gpuSchedulerPolicy }}
+{{- with $s.defaultSchedulerPolicy.gpuSchedulerPolicy }}
+- --gpu-scheduler-policy={{ . }}
+{{- end }}
 {{- if .Values.devices.ascend.enabled }}
 - --enable-ascend=true
 {{- end }}

@@ -9,7 +9,6 @@ use tessera_extender::{App, Cluster, FilterMode, Parts, Settings, WriteAt};
 use tessera_http::Health;
 use tessera_kube::books::{self, Input, SteadyClock};
 use tessera_kube::events::Recorder;
-use tessera_kube::lock::NodeLocks;
 use tessera_kube::reach::Reach;
 use tessera_kube::watch::Change;
 use tessera_kube::{ClientSettings, connect};
@@ -56,10 +55,7 @@ async fn app(synced: bool, lost: Duration) -> Arc<App> {
         Parts {
             engine: Engine::new(vendors, Defaults::default()),
             books,
-            cluster: Cluster {
-                client: client.clone(),
-                locks: NodeLocks::new(client, Duration::from_secs(300)),
-            },
+            cluster: Cluster::new(client, Duration::from_secs(300)),
             recorder: Recorder::channel(16).0,
             health: Health::default(),
             reach,

@@ -44,9 +44,9 @@ fn flags(help: &str) -> BTreeMap<String, String> {
     flags
 }
 
-/// The subcommands of `tessera`, by its own help.
-fn subcommands(tessera: &Path) -> Vec<String> {
-    let help = help(tessera, &[]);
+/// The subcommands of a program, by its own help.
+fn subcommands(program: &Path) -> Vec<String> {
+    let help = help(program, &[]);
     let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let words = listed
         .lines()
@@ -76,8 +76,13 @@ fn programs() -> BTreeMap<String, BTreeMap<String, String>> {
     for word in subcommands(&artefacts.tessera) {
         programs.insert(format!("tessera {word}"), flags(&help(&artefacts.tessera, &[&word])));
     }
-    for word in ["up", "check"] {
-        programs.insert(format!("./{word}"), flags(&help(&xtask(), &[word])));
+    let xtask = xtask();
+    for word in subcommands(&xtask) {
+        let program = match word.as_str() {
+            "up" | "check" => format!("./{word}"),
+            _ => format!("cargo xtask {word}"),
+        };
+        programs.insert(program, flags(&help(&xtask, &[&word])));
     }
     programs.insert("tessera-simdriver".to_owned(), simdriver_flags(&artefacts));
     programs

@@ -27,7 +27,7 @@ pub fn engine_with(node_policy: NodePolicy, card_policy: &str) -> Engine {
         vendors(),
         Defaults {
             node_policy,
-            card_policy: CardPolicy::parse(card_policy).0,
+            card_policy: (!card_policy.is_empty()).then(|| CardPolicy::parse(card_policy).0),
         },
     )
 }

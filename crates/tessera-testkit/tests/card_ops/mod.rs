@@ -46,7 +46,7 @@ fn engine() -> Result<Engine, String> {
     let config: DeviceConfig = serde_json::from_value(sections).map_err(text)?;
     let defaults = Defaults {
         node_policy: NodePolicy::Binpack,
-        card_policy: CardPolicy::default(),
+        card_policy: None,
     };
     Ok(Engine::new(from_config(&config), defaults))
 }

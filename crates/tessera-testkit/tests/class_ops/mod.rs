@@ -63,7 +63,7 @@ fn vendors(case: &Case) -> Result<Arc<Vendors>, String> {
 pub(crate) fn engine(case: &Case) -> Result<Engine, String> {
     let defaults = Defaults {
         node_policy: NodePolicy::Binpack,
-        card_policy: CardPolicy::default(),
+        card_policy: None,
     };
     Ok(Engine::new(vendors(case)?, defaults))
 }

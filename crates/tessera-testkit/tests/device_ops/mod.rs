@@ -71,7 +71,7 @@ fn engine(case: &Case) -> Result<Engine, String> {
         vendors()?,
         Defaults {
             node_policy: NodePolicy::Binpack,
-            card_policy,
+            card_policy: Some(card_policy),
         },
     ))
 }

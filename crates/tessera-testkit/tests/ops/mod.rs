@@ -41,7 +41,7 @@ pub(crate) fn engine(case: &Case) -> Result<Engine, String> {
         vendors(case)?,
         Defaults {
             node_policy: NodePolicy::Binpack,
-            card_policy,
+            card_policy: Some(card_policy),
         },
     ))
 }

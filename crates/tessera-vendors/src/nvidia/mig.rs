@@ -42,7 +42,7 @@ pub fn place(card: CardView<'_>, memory: Mib) -> Result<Take, Reason> {
 
 /// The profile and placement for `memory`, if one is left.
 ///
-/// `taken` may not be overlapped. `reusable` are instances of containers that have ended by then: taking exactly such
+/// Of the placements, the one that keeps the most [`room`] on the card. `taken` may not be overlapped. `reusable` are instances of containers that have ended by then: taking exactly such
 /// an instance again is fine, overlapping it otherwise is not.
 #[must_use]
 pub fn find<'a>(
@@ -53,22 +53,59 @@ pub fn find<'a>(
 ) -> Option<(&'a MigProfile, Placement)> {
     let mut fitting: Vec<&MigProfile> = profiles.iter().filter(|profile| profile.memory >= memory).collect();
     fitting.sort_by_key(|profile| (profile.memory, profile.slices));
+    let used = taken.iter().chain(reusable);
+    let used = used.fold(0, |used, held| used | slices_of(held.placement));
     fitting.into_iter().find_map(|profile| {
         let mut placements = profile.placements.clone();
         placements.sort_by_key(|placement| placement.start);
-        // Small and three-slice instances are packed from the top, so that two- and four-slice ones find room below.
+        // Among equals, small and three-slice instances are packed from the top, so that two- and four-slice ones find
+        // room below.
         if profile.name.starts_with("1g.") || profile.name.starts_with("3g.") {
             placements.reverse();
         }
-        let free = |placement: &Placement| {
-            !taken.iter().any(|held| held.placement.overlaps(*placement))
-                && reusable.iter().all(|held| {
-                    !held.placement.overlaps(*placement)
-                        || (held.placement == *placement && *held.profile == *profile.name)
-                })
+        let again = |placement: &Placement| {
+            let same = |held: &Held| held.placement == *placement && *held.profile == *profile.name;
+            reusable.iter().any(same)
         };
-        placements.into_iter().find(free).map(|placement| (profile, placement))
+        placements.retain(|placement| {
+            !taken.iter().any(|held| held.placement.overlaps(*placement))
+                && (again(placement) || !reusable.iter().any(|held| held.placement.overlaps(*placement)))
+        });
+        // The first of the best: the iterator is turned round because of equals the last wins.
+        let best = placements
+            .into_iter()
+            .rev()
+            .max_by_key(|placement| room(profiles, used | slices_of(*placement)))?;
+        Some((profile, best))
     })
+}
+
+/// A bit for each memory slice that a placement covers.
+fn slices_of(placement: Placement) -> u64 {
+    let bits = |count: u32| 1_u64.checked_shl(count).map_or(u64::MAX, |bit| bit - 1);
+    let end = placement.start.saturating_add(placement.size);
+    bits(end) & !bits(placement.start)
+}
+
+/// How much can still be made of a card whose slices `used` are taken: for each profile, the compute slices of as many
+/// instances of it as fit, added up.
+#[must_use]
+pub fn room(profiles: &[MigProfile], used: u64) -> u32 {
+    let of = |profile: &MigProfile| {
+        let mut left = used;
+        let mut count = 0;
+        // Of intervals, taking the one that ends first never costs another.
+        let free = |left: u64| {
+            let masks = profile.placements.iter().map(|at| slices_of(*at));
+            masks.filter(|mask| left & mask == 0).min()
+        };
+        while let Some(mask) = free(left).filter(|mask| *mask != 0) {
+            left |= mask;
+            count += 1;
+        }
+        count * profile.slices
+    };
+    profiles.iter().map(of).sum()
 }
 
 #[cfg(test)]
@@ -130,6 +167,77 @@ mod tests {
             Some(&Some(("2g.10gb".to_owned(), 2)))
         );
         assert_eq!(fill(&[50000]), [None]);
+    }
+
+    /// Every set of slices that instances of these profiles can take.
+    fn reachable(profiles: &[MigProfile]) -> Vec<Vec<(String, Placement)>> {
+        let mut seen = std::collections::BTreeMap::from([(0_u64, Vec::new())]);
+        let mut next = vec![0_u64];
+        while let Some(used) = next.pop() {
+            for profile in profiles {
+                for placement in &profile.placements {
+                    let mask = slices_of(*placement);
+                    if used & mask == 0 && !seen.contains_key(&(used | mask)) {
+                        let mut held = seen[&used].clone();
+                        held.push((profile.name.clone(), *placement));
+                        seen.insert(used | mask, held);
+                        next.push(used | mask);
+                    }
+                }
+            }
+        }
+        seen.into_values().collect()
+    }
+
+    /// The largest number of instances of one profile beside `used`, by trying all sets.
+    fn most(placements: &[Placement], used: u64) -> u32 {
+        let Some((first, rest)) = placements.split_first() else {
+            return 0;
+        };
+        let mask = slices_of(*first);
+        let without = most(rest, used);
+        if used & mask == 0 {
+            without.max(1 + most(rest, used | mask))
+        } else {
+            without
+        }
+    }
+
+    #[test]
+    fn no_other_placement_keeps_more_room_whatever_is_on_the_card() {
+        let a30 = vec![
+            profile("1g.6gb", 5952, 25, 1, &[0, 1, 2, 3], 1),
+            profile("2g.12gb", 11968, 50, 2, &[0, 2], 2),
+            profile("4g.24gb", 24064, 100, 4, &[0], 4),
+        ];
+        for profiles in [a100(), a30] {
+            let states = reachable(&profiles);
+            assert!(states.len() > 15);
+            for state in states {
+                let taken: Vec<Held> = state
+                    .iter()
+                    .map(|(name, placement)| Held {
+                        profile: Arc::from(name.as_str()),
+                        placement: *placement,
+                    })
+                    .collect();
+                let used = state.iter().fold(0, |used, (_, at)| used | slices_of(*at));
+                let room = |used: u64| -> u32 {
+                    profiles
+                        .iter()
+                        .map(|profile| most(&profile.placements, used) * profile.slices)
+                        .sum()
+                };
+                for asked in &profiles {
+                    let Some((profile, placement)) = find(&profiles, &taken, &[], asked.memory) else {
+                        continue;
+                    };
+                    let free = profile.placements.iter().filter(|at| used & slices_of(**at) == 0);
+                    let best = free.map(|at| room(used | slices_of(*at))).max();
+                    assert_eq!(Some(room(used | slices_of(placement))), best, "{state:?} {asked:?}");
+                }
+            }
+        }
     }
 
     #[test]
