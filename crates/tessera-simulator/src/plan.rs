@@ -34,8 +34,8 @@ pub struct PlanArgs {
     /// The live cluster; $KUBECONFIG, ~/.kube/config or the pod's own account if not given
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The policy that the scheduler of the cluster runs with; its defaults are those of HAMi
-    #[arg(long, value_enum, default_value_t = PolicyName::Hami)]
+    /// The policy that the scheduler of the cluster runs with
+    #[arg(long, value_enum, default_value_t = PolicyName::Tessera)]
     pub policy: PolicyName,
     /// Answer as JSON
     #[arg(long)]

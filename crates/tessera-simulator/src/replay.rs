@@ -69,7 +69,7 @@ impl PolicyName {
         };
         Defaults {
             node_policy,
-            card_policy: CardPolicy::parse(card_policy).0,
+            card_policy: Some(CardPolicy::parse(card_policy).0),
         }
     }
 

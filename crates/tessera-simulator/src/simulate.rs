@@ -67,7 +67,7 @@ pub struct SimulateArgs {
     /// Write points.csv, result.json and curves.svg into this folder
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
-    /// Device classes
+    /// Device classes of a dump
     #[command(flatten)]
     pub classes: ClassArgs,
 }
@@ -168,12 +168,12 @@ pub struct Plan {
 /// # Errors
 /// A file cannot be read, is not what it should be, or cannot be written.
 pub fn simulate(args: &SimulateArgs) -> Result<()> {
-    let vendors = args.classes.load()?;
     let case = match (&args.dump, &args.nodes, &args.pods) {
         (Some(dump), ..) => {
-            Case::from_dump(&Dump::read(dump)?, &vendors).with_context(|| format!("{}", dump.display()))?
+            Case::from_dump(&Dump::read(dump)?, &args.classes.load()?).with_context(|| format!("{}", dump.display()))?
         }
-        (None, Some(nodes), Some(pods)) => Case::openb(nodes, pods, &vendors)?,
+        // The pods of a trace ask by NVIDIA's own names.
+        (None, Some(nodes), Some(pods)) => Case::openb(nodes, pods, &ClassArgs::default().load()?)?,
         _ => bail!("name what to simulate: --nodes and --pods, or --dump"),
     };
     ensure!(
