@@ -18,7 +18,6 @@ use tessera_http::Health;
 use tessera_kube::Client;
 use tessera_kube::books::{self, Books, Input, SteadyClock};
 use tessera_kube::events::Recorder;
-use tessera_kube::lock::NodeLocks;
 use tessera_kube::reach::Reach;
 use tessera_kube::watch::Change;
 use tessera_testkit::build;
@@ -169,10 +168,7 @@ pub(crate) async fn app(
     let parts = Parts {
         books: books(&engine, nodes, synced, stop).await?,
         engine,
-        cluster: Cluster {
-            client: client.clone(),
-            locks: NodeLocks::new(client, Duration::from_secs(300)),
-        },
+        cluster: Cluster::new(client, Duration::from_secs(300)),
         recorder: Recorder::channel(16).0,
         health: Health::default(),
         reach,
