@@ -93,9 +93,11 @@ fn check(what: &str, code: c_int) -> Result<(), String> {
 /// Calls an entry of the driver whose signature the caller vouches for.
 macro_rules! call {
     ($library:ident, $name:literal, ($($type:ty),*), $($arg:expr),*) => {{
+        type Entry = unsafe extern "C" fn($($type),*) -> c_int;
+        let name = concat!($name, "\0").as_bytes();
         // SAFETY: the signature is the one in cuda.h.
-        let entry: Symbol<'_, unsafe extern "C" fn($($type),*) -> c_int> =
-            unsafe { $library.get(concat!($name, "\0").as_bytes()) }.map_err(|e| format!("{}: {e}", $name))?;
+        let entry: Result<Symbol<'_, Entry>, _> = unsafe { $library.get(name) };
+        let entry = entry.map_err(|e| format!("{}: {e}", $name))?;
         // SAFETY: places for answers are live locals, handles come from the driver.
         check($name, unsafe { entry($($arg),*) })?;
     }};
