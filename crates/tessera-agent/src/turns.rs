@@ -208,7 +208,6 @@ impl Turnstiles {
                     Some(_) => (verdict.heed, if verdict.rings { seat + 1 } else { 0 }),
                     None => (0, 0),
                 };
-                words.most_ns.store(verdict.most_ns, Ordering::Relaxed);
                 words.heed.store(heed, Ordering::Release);
                 words
                     .ring_place

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use tessera_region::{CardGrant, GATE_CLOSED, GATE_RING, MARK_NS, MOST_NS, TurnFigures, ring_bit};
+use tessera_region::{CardGrant, GATE_CLOSED, GATE_RING, MARK_NS, TurnFigures, ring_bit};
 use tessera_turns::{Demand, Gate, Share, Turns};
 
 /// Length of a round.
@@ -49,8 +49,6 @@ pub struct Verdict {
     pub gate: u32,
     /// Whether it keeps at most two launches on the card.
     pub brief: bool,
-    /// Most predicted work of each of its processes on the card, in nanoseconds: together they have as much as one.
-    pub most_ns: u64,
     /// Whose rings stop it, one bit for each position among the seats.
     pub heed: u64,
     /// Whether it may ring.
@@ -70,8 +68,6 @@ struct Tenant {
     seen: BTreeMap<usize, Seen>,
     active_ns: Option<u64>,
     demand: Demand,
-    /// Processes that had work on the card, or launched something, at the last look.
-    working: u64,
     /// Looks at which it had rung for nothing, since the last at which it wanted the card.
     idle_rings: u32,
     /// Until when its rings do not count.
@@ -141,7 +137,6 @@ impl Turnstile {
                         seen: BTreeMap::new(),
                         active_ns: None,
                         demand: Demand::default(),
-                        working: 0,
                         idle_rings: 0,
                         muted_ns: 0,
                     })
@@ -172,7 +167,6 @@ impl Turnstile {
             return;
         };
         let mut demand = Demand::default();
-        let mut working = 0;
         for (slot, figures) in figures {
             let before = tenant.seen.get(&slot).copied();
             let mut entry = before.unwrap_or_default();
@@ -186,7 +180,6 @@ impl Turnstile {
             }
             entry.figures = figures;
             let still_ns = now_ns.saturating_sub(entry.changed_ns);
-            working += u64::from(figures.pending_ns > 0 || still_ns < GRACE_NS);
             let asks = figures.asked_ns != 0 && clock_ns.saturating_sub(figures.asked_ns) < ASKED_NS;
             let patience_ns = if figures.marked_ns == 0 {
                 TAIL_NS
@@ -202,7 +195,6 @@ impl Turnstile {
             .is_some_and(|active| now_ns.saturating_sub(active) < GRACE_NS);
         demand.queued |= launches;
         tenant.demand = demand;
-        tenant.working = working;
     }
 
     /// Takes in who rang since the last look, one bit for each position among the seats. Who rings and does not want the
@@ -279,7 +271,6 @@ impl Turnstile {
                         (false, false) => GATE_CLOSED,
                     },
                     brief: self.may_be_outranked(who),
-                    most_ns: MOST_NS / self.tenants.get(who).map_or(1, |t| t.working.max(1)),
                     heed: self.heed(who, now_ns),
                     rings: self.may_outrank(who),
                 }
@@ -488,18 +479,6 @@ mod tests {
         }
         assert_eq!(heed(&mut stile, 104 * MS), [0, 0]);
         assert_eq!(heed(&mut stile, 120 * MS), [0, ring_bit(0)]);
-    }
-
-    #[test]
-    fn processes_of_a_container_share_its_bound() {
-        let mut stile = stile(&[seat("a", 300, false), seat("b", 700, false)]);
-        for n in 1..=4 {
-            let all = (0..n).map(|slot| (slot, figures(MS, MS, 0)));
-            stile.observe(0, MS, MS, all);
-            let verdicts = stile.step(MS).0;
-            let n = u64::try_from(n).unwrap();
-            assert_eq!((verdicts[0].most_ns, verdicts[1].most_ns), (MOST_NS / n, MOST_NS));
-        }
     }
 
     #[test]
