@@ -387,7 +387,7 @@ impl Drop for Paced {
 
 /// A figure in microseconds of a line of [`Paced`].
 fn figure(line: &serde_json::Value, of: &str, which: &str) -> u64 {
-    line[of][which].as_f64().unwrap() as u64
+    line[of][which].as_u64().unwrap()
 }
 
 #[test]
