@@ -94,12 +94,12 @@ fn check(what: &str, code: c_int) -> Result<(), String> {
 macro_rules! call {
     ($library:ident, $name:literal, ($($type:ty),*), $($arg:expr),*) => {{
         type Entry = unsafe extern "C" fn($($type),*) -> c_int;
-        let name = concat!($name, "\0").as_bytes();
         // SAFETY: the signature is the one in cuda.h.
-        let entry: Result<Symbol<'_, Entry>, _> = unsafe { $library.get(name) };
-        let entry = entry.map_err(|e| format!("{}: {e}", $name))?;
+        let found = unsafe { $library.get::<Entry>(concat!($name, "\0").as_bytes()) };
+        let entry: Symbol<'_, Entry> = found.map_err(|e| format!("{}: {e}", $name))?;
         // SAFETY: places for answers are live locals, handles come from the driver.
-        check($name, unsafe { entry($($arg),*) })?;
+        let code = unsafe { entry($($arg),*) };
+        check($name, code)?;
     }};
 }
 
@@ -191,7 +191,8 @@ impl Card {
         self.launch()?;
         self.record(2)?;
         // SAFETY: the stream of this card.
-        check("cuStreamSynchronize", unsafe { (self.synchronize)(self.stream) })?;
+        let code = unsafe { (self.synchronize)(self.stream) };
+        check("cuStreamSynchronize", code)?;
         Ok([self.between(0, 1)?, self.between(1, 2)?])
     }
 }
@@ -202,10 +203,15 @@ const QUESTIONS: usize = 100;
 /// What of times stands out, without what the kernel takes itself.
 fn summary(times: &mut [f32], kernel_us: u64) -> serde_json::Value {
     times.sort_by(f32::total_cmp);
-    #[expect(clippy::cast_precision_loss, reason = "a short time")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a short time, not negative"
+    )]
     let at = |percent: usize| {
         let place = (times.len() * percent).div_ceil(100).clamp(1, times.len()) - 1;
-        (times[place] - kernel_us as f32).max(0.0).round()
+        (times[place] - kernel_us as f32).max(0.0).round() as u64
     };
     json!({ "p50_us": at(50), "p90_us": at(90), "p99_us": at(99), "most_us": at(100) })
 }
@@ -285,7 +291,7 @@ mod tests {
         let ahead = summary(&mut [130.0, 110.0, 100.0, 120.0], 100);
         assert_eq!(
             ahead,
-            json!({ "p50_us": 10.0, "p90_us": 30.0, "p99_us": 30.0, "most_us": 30.0 })
+            json!({ "p50_us": 10, "p90_us": 30, "p99_us": 30, "most_us": 30 })
         );
         let counts = [(100, 0), (200, 50), (300, 70), (400, 130)];
         assert_eq!(part(&counts, 150, 400), Some(40.0));
