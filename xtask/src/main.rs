@@ -43,7 +43,7 @@ enum Command {
     Models,
     /// Run every fuzz target for so long, guided by coverage, with AddressSanitizer. Needs a nightly compiler.
     Fuzz(fuzz::FuzzArgs),
-    /// Run the tests of the library, of its pages and of the fuzz targets with AddressSanitizer. Needs a nightly compiler.
+    /// Run the tests of the library and of its pages with AddressSanitizer. Needs a nightly compiler.
     Asan,
     /// List the names of the vendor's headers anew, for every release whose headers are published as packages.
     Names,

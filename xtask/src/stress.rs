@@ -11,6 +11,18 @@ pub(crate) enum StressArgs {
     /// Processes of one container that allocate and free at random: never more than the limit, nothing refused that
     /// fits, all views equal.
     Memory(MemoryArgs),
+    /// Every exported call of the library with odd arguments: a code comes back, no fault, and the share stays.
+    Arguments(ArgumentsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ArgumentsArgs {
+    /// How many calls each function gets with all arguments odd, on top of those with one.
+    #[arg(long, default_value_t = 500)]
+    calls: u64,
+    /// What decides the arguments.
+    #[arg(long, default_value_t = 0x5eed)]
+    seed: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -27,21 +39,38 @@ pub(crate) struct MemoryArgs {
 }
 
 pub(crate) fn run(args: &StressArgs) -> Result<ExitCode> {
-    let StressArgs::Memory(args) = args;
-    let mut test = tool::cargo();
-    test.args([
+    match args {
+        StressArgs::Memory(args) => tool::run(
+            "stress of the memory limit",
+            test("shim_stress")
+                .env("TESSERA_STRESS_SECONDS", args.seconds.to_string())
+                .env("TESSERA_STRESS_PROCESSES", args.processes.to_string())
+                .env("TESSERA_STRESS_SEED", args.seed.to_string()),
+        )?,
+        StressArgs::Arguments(args) => tool::run(
+            "odd arguments in a limited container",
+            // The other test of that file waits in real time at gates.
+            test("shim_odd")
+                .arg("limited")
+                .env("TESSERA_ODD_MORE", args.calls.to_string())
+                .env("TESSERA_ODD_SEED", args.seed.to_string()),
+        )?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A test of real processes, with what it prints.
+fn test(name: &str) -> std::process::Command {
+    let mut command = tool::cargo();
+    command.args([
         "test",
         "--quiet",
         "-p",
         "tessera-e2e",
         "--test",
-        "shim_stress",
+        name,
         "--",
         "--nocapture",
-    ])
-    .env("TESSERA_STRESS_SECONDS", args.seconds.to_string())
-    .env("TESSERA_STRESS_PROCESSES", args.processes.to_string())
-    .env("TESSERA_STRESS_SEED", args.seed.to_string());
-    tool::run("stress of the memory limit", &mut test)?;
-    Ok(ExitCode::SUCCESS)
+    ]);
+    command
 }

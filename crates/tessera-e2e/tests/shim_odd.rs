@@ -53,7 +53,13 @@ fn lines() -> String {
     lines.collect()
 }
 
-fn call_oddly(container: &Container<'_>, seed: u64, more: u32, text: &str) {
+/// What `cargo xtask stress arguments` says, or what is said here.
+fn told(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+fn call_oddly(container: &Container<'_>, seed: u64, more: u64, text: &str) {
+    let (seed, more) = (told("TESSERA_ODD_SEED", seed), told("TESSERA_ODD_MORE", more));
     let mut command = Command::new(env!("CARGO_BIN_EXE_odd-caller"));
     container.enter(&mut command);
     let mut child = command
