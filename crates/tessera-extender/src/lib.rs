@@ -24,6 +24,7 @@ pub use app::{App, Cluster, Parts, Settings};
 pub use args::{ArgsError, FilterMode, LogFormat, SchedulerArgs, WriteAt};
 pub use routes::{Guard, Routes, router};
 pub use run::{init_logs, keep, run, run_behind, run_until};
+pub use tessera_http::Kept;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use tessera_agent::front::Front;
-use tessera_http::Kept;
+use tessera_extender::Kept;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
