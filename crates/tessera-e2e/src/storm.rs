@@ -437,7 +437,7 @@ fn disagreed(pod: &Pod) -> bool {
 const DISAGREES: i32 = 3;
 
 /// How long after its start a kubelet may still refuse pods for want of a plugin.
-const BACK: Duration = Duration::from_secs(10);
+const BACK: Duration = Duration::from_secs(30);
 /// The same for a container that the kubelet starts again after a pause.
 const BACK_OFF: Duration = Duration::from_secs(330);
 

@@ -46,10 +46,17 @@ fn flags(help: &str) -> BTreeMap<String, String> {
 
 /// The subcommands of a program, by its own help.
 fn subcommands(program: &Path) -> Vec<String> {
-    let help = help(program, &[]);
-    let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let words = listed
+    listed(&help(program, &[]))
+}
+
+/// The subcommands that a help text lists.
+fn listed(help: &str) -> Vec<String> {
+    let Some(rest) = help.split("Commands:\n").nth(1) else {
+        return Vec::new();
+    };
+    let words = rest
         .lines()
+        .take_while(|line| !line.is_empty())
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     words
         .filter_map(|line| line.split_whitespace().next())
@@ -82,7 +89,12 @@ fn programs() -> BTreeMap<String, BTreeMap<String, String>> {
             "up" | "check" => format!("./{word}"),
             _ => format!("cargo xtask {word}"),
         };
-        programs.insert(program, flags(&help(&xtask, &[&word])));
+        let text = help(&xtask, &[&word]);
+        for inner in listed(&text) {
+            let flags = flags(&help(&xtask, &[&word, &inner]));
+            programs.insert(format!("{program} {inner}"), flags);
+        }
+        programs.insert(program, flags(&text));
     }
     programs.insert("tessera-simdriver".to_owned(), simdriver_flags(&artefacts));
     programs
