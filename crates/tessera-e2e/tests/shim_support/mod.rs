@@ -26,8 +26,15 @@ use tessera_region::{CardGrant, Grant, GrantId, GrantState, fs};
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// Folder of the built files; the library and the simulated driver are built once.
+/// Folder of the built files; the library and the simulated driver are built once, by `./check` before all tests.
 pub static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_BIN_EXE_cuda-client"))
+        .parent()
+        .unwrap()
+        .to_owned();
+    if std::env::var_os("TESSERA_PREBUILT").is_some() {
+        return folder;
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let packages = [
         "tessera-shim",
@@ -48,10 +55,7 @@ pub static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
         build.status().unwrap().success(),
         "building the library and the simulated driver"
     );
-    Path::new(env!("CARGO_BIN_EXE_cuda-client"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    folder
 });
 
 /// The library under test.
