@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tessera-types", &[]),
     ("tessera-region", &[]),
     ("tessera-turns", &[]),
+    ("tessera-no-musl", &[]),
     ("tessera-enforce", &["tessera-region"]),
     ("tessera-wire", &["tessera-types"]),
     ("tessera-engine", &["tessera-types", "tessera-wire", "tessera-packing"]),
@@ -41,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tessera-wire",
             "tessera-region",
             "tessera-turns",
+            "tessera-no-musl",
             "tessera-kubelet",
             "tessera-probe",
             "tessera-kube",
@@ -49,7 +51,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "tessera-terminal",
-        &["tessera-types", "tessera-wire", "tessera-region", "tessera-probe"],
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-region",
+            "tessera-no-musl",
+            "tessera-probe",
+        ],
     ),
     (
         "tessera-simulator",

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use tessera_kubelet::proto::deviceplugin_v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
+use tessera_no_musl::Processor;
 use tessera_region::{
     ACCOUNT_FILE, CONTAINER_ACCOUNT_DIR, CONTAINER_GRANT_DIR, SWAP_REPORT_FILE, TURNS_FILE, fs::GrantDir,
 };
@@ -224,6 +225,11 @@ fn mounts(frame: &Frame, subject: &Subject<'_>, mounts: &mut Vec<Mount>) {
             Path::new(tessera_region::PRELOAD_PATH),
             true,
         ));
+        // Programs that would not load the library say so and end, in place of running without a limit.
+        if let Some(processor) = Processor::of_this_build() {
+            let loader = Path::new(processor.loader());
+            mounts.push(mount(&vgpu.join(crate::library::NO_MUSL), loader, true));
+        }
     }
     if let Some(id) = subject.record.grant_id() {
         let grant = GrantDir::new(&frame.grants, id);

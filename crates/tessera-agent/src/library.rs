@@ -5,10 +5,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use tessera_no_musl::Processor;
+
 /// File name of the library.
 pub const NAME: &str = "libvgpu.so";
 /// File that names it for the loader.
 pub const PRELOAD: &str = "ld.so.preload";
+/// File that takes the place of musl's loader in a container, to refuse its programs with the reason.
+pub const NO_MUSL: &str = "no-musl";
 
 /// Places beside the program in which a package puts the library.
 const BESIDE: [&str; 3] = [NAME, "../lib/tessera/libvgpu.so", "../lib/libvgpu.so"];
@@ -69,7 +73,10 @@ pub struct Installed {
     pub library: PathBuf,
     /// The loader's file.
     pub preload: PathBuf,
-    identity: (Identity, Identity),
+    /// The program that refuses in place of musl's loader; none on a processor that there is none for.
+    pub no_musl: Option<PathBuf>,
+    /// Each of these files, as it was installed.
+    identity: Vec<(PathBuf, Identity)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +104,8 @@ impl Installed {
     /// # Errors
     /// [`LibraryError::Changed`] naming the file.
     pub fn check(&self) -> Result<(), LibraryError> {
-        for (path, identity) in [(&self.library, self.identity.0), (&self.preload, self.identity.1)] {
-            if Identity::of(path) != Some(identity) {
+        for (path, identity) in &self.identity {
+            if Identity::of(path) != Some(*identity) {
                 return Err(LibraryError::Changed { path: path.clone() });
             }
         }
@@ -122,7 +129,7 @@ pub fn source(named: Option<&Path>) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Installs the library and the loader's file in `<hook>/vgpu`. A file with the
+/// Installs the library, the loader's file, and the program in place of musl's loader in `<hook>/vgpu`. A file with the
 /// wanted content is left alone; without a source an installed library is used
 /// as it is.
 ///
@@ -144,15 +151,25 @@ pub fn install(source: Option<&Path>, hook: &Path) -> Result<Installed, LibraryE
         None => return Err(LibraryError::Missing { folder }),
     }
     put(&preload, format!("{}\n", library.display()).as_bytes(), 0o644)?;
-    let identity = (Identity::of(&library), Identity::of(&preload));
-    match identity {
-        (Some(first), Some(second)) => Ok(Installed {
-            library,
-            preload,
-            identity: (first, second),
-        }),
-        _ => Err(LibraryError::Changed { path: library }),
+    let no_musl = match Processor::of_this_build() {
+        Some(processor) => {
+            let path = folder.join(NO_MUSL);
+            put(&path, &processor.program(), 0o755)?;
+            Some(path)
+        }
+        None => None,
+    };
+    let mut identity = Vec::new();
+    for path in [Some(&library), Some(&preload), no_musl.as_ref()].into_iter().flatten() {
+        let found = Identity::of(path).ok_or_else(|| LibraryError::Changed { path: path.clone() })?;
+        identity.push((path.clone(), found));
     }
+    Ok(Installed {
+        library,
+        preload,
+        no_musl,
+        identity,
+    })
 }
 
 fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<(), LibraryError> {
@@ -231,8 +248,35 @@ mod tests {
         );
         assert!(first.check().is_err());
         second.check().unwrap();
+        let refusing = second.no_musl.as_ref().unwrap();
+        assert_eq!(refusing.parent(), second.library.parent());
+        let mode = std::fs::metadata(refusing).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "the system starts it for any user");
         let text = std::fs::read_to_string(&second.preload).unwrap();
         assert_eq!(text, format!("{}\n", second.library.display()));
+    }
+
+    #[test]
+    fn a_file_that_somebody_changes_is_noticed_and_put_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("new.so");
+        std::fs::write(&source, "one").unwrap();
+        let first = install(Some(&source), folder.path()).unwrap();
+        let files = [
+            first.library.clone(),
+            first.preload.clone(),
+            first.no_musl.clone().unwrap(),
+        ];
+        for path in files {
+            let installed = install(Some(&source), folder.path()).unwrap();
+            installed.check().unwrap();
+            let before = std::fs::read(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let error = installed.check().unwrap_err();
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+            install(Some(&source), folder.path()).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        }
     }
 
     #[test]

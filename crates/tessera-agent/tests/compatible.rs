@@ -269,8 +269,20 @@ fn answer(hook: &Path, response: tessera_kubelet::proto::deviceplugin_v1beta1::C
         }
     }
     assert!(named, "the kubelet's record must name the grant");
-    let (own, mounts): (Vec<_>, Vec<_>) = response
+    let loader = tessera_no_musl::Processor::of_this_build().map(tessera_no_musl::Processor::loader);
+    let (refusing, mounts): (Vec<_>, Vec<_>) = response
         .mounts
+        .into_iter()
+        .partition(|mount| Some(mount.container_path.as_str()) == loader);
+    // Exactly where the library is named, its absence is refused.
+    let preloaded = mounts.iter().any(|mount| mount.container_path == "/etc/ld.so.preload");
+    assert_eq!(
+        refusing.len(),
+        usize::from(preloaded && loader.is_some()),
+        "{refusing:?}"
+    );
+    assert!(refusing.iter().all(|mount| mount.read_only), "{refusing:?}");
+    let (own, mounts): (Vec<_>, Vec<_>) = mounts
         .into_iter()
         .partition(|mount| mount.container_path.starts_with("/run/tessera/"));
     // Pages of the container are there only where the grant needs them; one alone is for reading only.

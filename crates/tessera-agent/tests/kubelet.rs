@@ -118,6 +118,11 @@ fn inventory(sick: bool) -> Inventory {
     }
 }
 
+/// Where programs on musl look for their loader.
+fn musl_loader() -> &'static str {
+    tessera_no_musl::Processor::of_this_build().unwrap().loader()
+}
+
 fn class() -> Keyword {
     Keyword::new("NVIDIA").unwrap()
 }
@@ -350,6 +355,9 @@ async fn a_pod_gets_its_limits_its_devices_and_a_sealed_grant() {
     node.agent.desk.cut_accounts();
     assert_eq!(file.metadata().unwrap().len(), size);
     assert!(mount("/etc/ld.so.preload").unwrap().1);
+    // Programs on musl, which load no library, meet a program that says so.
+    let (refusing, read_only) = mount(musl_loader()).unwrap();
+    assert!(read_only && Path::new(refusing).is_file());
     // Files that stand for devices are bound, only those of the card's own.
     assert_eq!(mount("/dev/nvidiactl"), Some(("/driver/dev/nvidiactl", false)));
     assert_eq!(mount("/dev/nvidia1"), Some(("/driver/dev/nvidia1", false)));
@@ -412,7 +420,7 @@ async fn a_whole_card_has_no_library() {
         response
             .mounts
             .iter()
-            .all(|mount| mount.container_path != "/etc/ld.so.preload")
+            .all(|mount| mount.container_path != "/etc/ld.so.preload" && mount.container_path != musl_loader())
     );
     assert!(!response.envs.contains_key("CUDA_DEVICE_MEMORY_LIMIT_0"));
     assert_eq!(response.annotations["tessera.dev/hook"], "none: whole card");
@@ -961,11 +969,10 @@ async fn a_pod_cannot_switch_its_limits_off_unless_the_node_allows_it() {
         .env("CUDA_DISABLE_CONTROL", "true");
     node.admit(&pod).await;
     let preload = |node: &Node| {
-        node.kubelet.records()[0]
-            .response
-            .mounts
-            .iter()
-            .any(|mount| mount.container_path == "/etc/ld.so.preload")
+        let response = &node.kubelet.records()[0].response;
+        let has = |path: &str| response.mounts.iter().any(|mount| mount.container_path == path);
+        assert_eq!(has("/etc/ld.so.preload"), has(musl_loader()));
+        has("/etc/ld.so.preload")
     };
     assert!(preload(&node));
     assert_eq!(node.api.notes()[0].reason, "DisableControlRefused");

@@ -6,9 +6,14 @@
 
 mod shim_support;
 
-use std::{io::BufRead as _, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    io::BufRead as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
 
-use shim_support::{Client, GIB, Machine, can_mount, library, tessera};
+use shim_support::{Client, GIB, Machine, can_mount, library, musl_loader, on_musl, tessera};
 use tessera_e2e::load;
 use tessera_region::fs;
 
@@ -169,6 +174,28 @@ fn an_ordinary_user_can_run_with_a_share() {
     client.make_ready(0);
     assert_eq!(client.memory(), (GIB, GIB));
     client.expect("cuMemAlloc_v2 &p 1025MiB", "2");
+}
+
+#[test]
+fn a_command_on_musl_is_refused_before_anything_is_started() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::new(1);
+    let program = machine.root.path().join("tool");
+    std::fs::write(&program, on_musl(Path::new(env!("CARGO_BIN_EXE_cuda-client")))).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = run(&machine, &["--memory", "1Gi"]).arg(&program).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        format!(
+            "error: `{}` is built on musl, whose loader takes no preloaded library, so its share of the card cannot be \
+             held (it is started by {}). Use a build of it for glibc, or run it without a share\n",
+            program.display(),
+            musl_loader()
+        )
+    );
 }
 
 #[test]

@@ -20,7 +20,10 @@ use std::{
     time::Duration,
 };
 
-use shim_support::{Client, Container, GIB, MIB, Machine, can_mount, eventually, library, mounts};
+use shim_support::{
+    Client, Container, GIB, MIB, Machine, bind_read_only, can_mount, eventually, library, mounts, musl_loader, on_musl,
+    put_no_musl,
+};
 use tessera_region::{CardGrant, MAX_CARDS, swap_host::SwapHost, turns_host::TurnsHost};
 
 /// A machine whose files anybody may read, with the client and the library among them.
@@ -58,6 +61,7 @@ impl Site {
         for folder in ["upper", "work"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
+        put_no_musl(&root.join("no-musl"));
         site
     }
 
@@ -97,6 +101,8 @@ impl Site {
         );
         let (overlay, preload) = (CString::new(overlay).unwrap(), c_string(&base.join("preload")));
         let bare = c_string(&base.join("bare"));
+        let refusing = c_string(&base.join("no-musl"));
+        let musl = c_string(&base.join("bare").join(musl_loader().trim_start_matches('/')));
         std::fs::write(base.join("upper/ld.so.preload"), "").unwrap();
         // SAFETY: the closure makes system calls only.
         unsafe {
@@ -119,6 +125,7 @@ impl Site {
                             nothing.cast(),
                         ))?;
                     }
+                    bind_read_only(&refusing, &musl)?;
                     return done(libc::chroot(bare.as_ptr())).and_then(|()| done(libc::chdir(c"/".as_ptr())));
                 }
                 let kind = c"overlay".as_ptr();
@@ -170,6 +177,14 @@ impl Site {
         }
         put(&self.client());
         put(&self.library());
+        let client = bare.join(self.client().strip_prefix("/").unwrap());
+        std::fs::write(client.with_file_name("on-musl"), on_musl(&client)).unwrap();
+        let permissions = std::fs::metadata(&client).unwrap().permissions();
+        std::fs::set_permissions(client.with_file_name("on-musl"), permissions).unwrap();
+        // As a container runtime makes it, where the image has none.
+        let musl = bare.join(musl_loader().trim_start_matches('/'));
+        std::fs::create_dir_all(musl.parent().unwrap()).unwrap();
+        std::fs::write(musl, "").unwrap();
         std::fs::copy(self.machine.root.path().join("preload"), bare.join("etc/ld.so.preload")).unwrap();
         // The machine is a folder, seen at the same place: a bind would do the same and needs one more mount.
         let inside = bare.join(self.machine.driver().strip_prefix("/").unwrap());
@@ -271,6 +286,30 @@ fn a_program_with_nothing_but_its_c_library_is_held() {
     let container = site.machine.container(&[GIB]);
     let client = site.client().display().to_string();
     is_held(Client::spawn(site.command(&container, Root::Bare, &[&client])), "bare");
+}
+
+#[test]
+fn a_program_on_musl_is_refused_with_the_reason_and_one_on_glibc_beside_it_is_held() {
+    if !can_mount() {
+        return;
+    }
+    let site = Site::new();
+    site.make_bare();
+    let container = site.machine.container(&[GIB]);
+    let program = site.client().with_file_name("on-musl").display().to_string();
+    let client = site.client().display().to_string();
+    for words in [
+        vec![program.as_str()],
+        // By the loader, as somebody may start it who looks for a way around.
+        vec![musl_loader(), program.as_str()],
+        vec![musl_loader(), "--preload", "/none.so", client.as_str()],
+    ] {
+        let output = site.command(&container, Root::Bare, &words).output().unwrap();
+        assert_eq!(output.status.code(), Some(127), "{words:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), tessera_no_musl::REFUSAL);
+        assert!(output.stdout.is_empty(), "{words:?}");
+    }
+    is_held(Client::spawn(site.command(&container, Root::Bare, &[&client])), "glibc");
 }
 
 /// What the container writes over its account, and who is hurt by it.

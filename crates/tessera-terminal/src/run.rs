@@ -6,6 +6,7 @@
 
 mod ask;
 mod cards;
+mod loader;
 mod namespace;
 mod resize;
 mod wait;
@@ -54,6 +55,9 @@ pub struct RunArgs {
 /// no right to make namespaces, no such command.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let library = library(args.library.as_deref())?;
+    if let Some(program) = args.command.first() {
+        loader::refuse_musl(program, std::env::var_os("PATH").as_deref())?;
+    }
     let cards = cards::list().context("looking for cards")?;
     let chosen = choose(&cards, &args.cards)?;
     let root = grants_root();

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use tessera_region::fs::GrantDir;
 
-use crate::shim_support::{Client, Container, GIB, Machine, library, mounts};
+use crate::shim_support::{Client, Container, GIB, Machine, library, mounts, musl_image};
 use crate::table::{Part, Row};
 
 const PLACE: &str = "the process's standard error; `cuInit` answers 800 and `nvmlInit` 4";
@@ -94,6 +94,18 @@ pub(crate) fn part() -> Part {
                 place: PLACE,
                 message: "tessera: cannot map the account /run/tessera/account/account (not there); the GPU is refused. Recreate the pod, or look at the node agent's log.",
                 see: || with(|folder| std::fs::remove_file(folder.account_file()).unwrap()),
+            },
+            Row {
+                id: "image-musl",
+                did: "gave a share to an image built on musl, whose loader would not load the library",
+                place: "each program's standard error; it ends with status 127",
+                message: "tessera: this image is built on musl, whose loader takes no preloaded library, so this container's share of the card cannot be held. Use an image with glibc, or ask for a whole card.",
+                see: || {
+                    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+                    let output = musl_image(folder.path()).output().unwrap();
+                    assert_eq!(output.status.code(), Some(127));
+                    String::from_utf8(output.stderr).unwrap().trim_end().to_owned()
+                },
             },
         ],
     }

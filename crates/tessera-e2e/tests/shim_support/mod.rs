@@ -6,10 +6,10 @@
 #![allow(clippy::print_stderr, reason = "tests say why they skip")]
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fmt::Debug,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
     ptr,
@@ -72,6 +72,84 @@ pub fn tessera() -> PathBuf {
         binary.display()
     );
     binary
+}
+
+/// A program of glibc as if it had been linked against musl: it names musl's loader in place of its own.
+pub fn on_musl(program: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(program).unwrap();
+    let old = if cfg!(target_arch = "aarch64") {
+        "/lib/ld-linux-aarch64.so.1\0"
+    } else {
+        "/lib64/ld-linux-x86-64.so.2\0"
+    };
+    let at = bytes
+        .windows(old.len())
+        .position(|window| window == old.as_bytes())
+        .unwrap();
+    let new = musl_loader().as_bytes();
+    bytes[at..at + old.len()].fill(0);
+    bytes[at..at + new.len()].copy_from_slice(new);
+    bytes
+}
+
+/// Where programs on musl look for their loader.
+pub fn musl_loader() -> &'static str {
+    tessera_no_musl::Processor::of_this_build().unwrap().loader()
+}
+
+/// The file that the node agent keeps for the place of musl's loader.
+pub fn put_no_musl(path: &Path) {
+    std::fs::write(path, tessera_no_musl::Processor::of_this_build().unwrap().program()).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The client linked against musl, in an image of its own below `folder`, with the mount that the node agent makes at
+/// the place of musl's loader.
+pub fn musl_image(folder: &Path) -> Command {
+    let refusing = folder.join("no-musl");
+    put_no_musl(&refusing);
+    let image = folder.join("image");
+    let loader = image.join(musl_loader().trim_start_matches('/'));
+    std::fs::create_dir_all(loader.parent().unwrap()).unwrap();
+    // As a container runtime makes it, where the image has none.
+    std::fs::write(&loader, "").unwrap();
+    std::fs::write(
+        image.join("client"),
+        on_musl(Path::new(env!("CARGO_BIN_EXE_cuda-client"))),
+    )
+    .unwrap();
+    std::fs::set_permissions(image.join("client"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap();
+    let (source, target) = (c_string(&refusing), c_string(&loader));
+    let image = c_string(&image);
+    let mut command = Command::new("/client");
+    // SAFETY: the closure makes system calls only.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            check(libc::mount(
+                ptr::null(),
+                c"/".as_ptr(),
+                ptr::null(),
+                private,
+                ptr::null(),
+            ))?;
+            bind_read_only(&source, &target)?;
+            check(libc::chroot(image.as_ptr()))?;
+            check(libc::chdir(c"/".as_ptr()))
+        });
+    }
+    command
+}
+
+/// Makes a file appear at another place, where it cannot be written. System calls only.
+pub fn bind_read_only(source: &CStr, target: &CStr) -> std::io::Result<()> {
+    for flags in [libc::MS_BIND, libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY] {
+        // SAFETY: C strings, and no data.
+        check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), ptr::null(), flags, ptr::null()) })?;
+    }
+    Ok(())
 }
 
 /// Whether this process may mount; says so when it may not.
