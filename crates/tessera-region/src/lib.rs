@@ -44,6 +44,7 @@ mod verdict;
 pub mod fs;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod resize;
+#[cfg(all(feature = "fs", not(loom)))]
 pub mod ring_host;
 #[cfg(all(feature = "fs", not(loom)))]
 pub mod swap_host;
