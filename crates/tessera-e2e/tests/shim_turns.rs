@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shim_support::{Client, Container, MIB, Machine, can_mount};
+use shim_support::{Client, Container, MIB, Machine, can_mount, eventually};
 use tessera_agent::turns::Turnstiles;
 use tessera_fake_core::{Machine as Driver, Process};
 use tessera_region::{
@@ -446,6 +446,89 @@ fn with_the_agent_dead_nobody_hangs_and_the_share_is_still_held() {
     client.expect("cuStreamSynchronize $s", "0");
     // 400 ms of work at half of the card; only too fast is wrong on a busy host.
     assert!(start.elapsed() > Duration::from_millis(650), "{:?}", start.elapsed());
+}
+
+/// Nobody waits for work that the driver did not take, however it was launched: what the process tells is what it told
+/// before, and the card goes on writing how far it is.
+#[test]
+fn a_refused_launch_takes_nothing_from_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let machine = Machine::described("", 1, 1024, 0);
+    let one = container(&machine, 50, true);
+    let mut client = one.ready();
+    client.load(1000);
+    client.expect("cuStreamCreate &dead 1", "0");
+    client.expect("cuStreamDestroy_v2 $dead", "0");
+    client.expect("cuStreamBeginCapture_v2 $s 0", "0");
+    client.expect("cuLaunchKernel $f 1 1 1 32 1 1 0 $s null null", "0");
+    client.expect("cuStreamEndCapture $s &g", "0");
+    client.expect("cuGraphInstantiateWithFlags &x $g 0", "0");
+    client.expect("@new c 56", "ok");
+    for (at, value) in [(0, 0), (4, 1), (8, 1), (12, 32), (16, 1), (20, 1)] {
+        client.expect(&format!("@set c {at} 4 {value}"), "ok");
+    }
+    client.expect("@set c 32 8 $s", "ok");
+    client.expect("@new list 56", "ok");
+    client.expect("@set list 0 8 $f", "ok");
+    client.expect("@set list 40 8 $s", "ok");
+    let host = TurnsHost::open(&one.dir()).unwrap();
+    let good = "cuLaunchKernel $f 65535 1 1 32 1 1 0 $s null null";
+    // Once while the length of the kernel is not known, then while it is.
+    for known in [false, true] {
+        if known {
+            // Each is marked, so one in sixteen is measured.
+            client.expect(&format!("@repeat 20 {good}"), "20");
+            client.expect("cuLaunchKernel_ptsz $f 1 1 1 32 1 1 0 null null null", "0");
+            client.expect("cuCtxSynchronize", "0");
+        }
+        let told = || {
+            let slots = host.head().unwrap();
+            slots
+                .slots()
+                .map(|slot| host.figures(slot, 0).unwrap())
+                .collect::<Vec<_>>()
+        };
+        let mut before = told();
+        for call in [
+            "cuLaunchKernel $f 0 1 1 32 1 1 0 $s null null",
+            "cuLaunchKernel $f 1 1 1 32 1 1 0 $dead null null",
+            "cuLaunchKernel 4096 1 1 1 32 1 1 0 $s null null",
+            "cuLaunchKernel_ptsz $f 0 1 1 32 1 1 0 null null null",
+            "cuLaunchKernel_ptsz 4096 1 1 1 32 1 1 0 $dead null null",
+            "cuLaunchCooperativeKernel $f 0 1 1 32 1 1 0 $s null",
+            "cuLaunchCooperativeKernel_ptsz $f 1 1 1 32 1 1 0 $dead null",
+            "cuLaunchCooperativeKernelMultiDevice *list 1 0",
+            "cuLaunchKernelEx *c $f null null",
+            "cuLaunchKernelEx_ptsz *c $f null null",
+            "cuLaunch 4096",
+            "cuLaunchGrid $f 0 1",
+            "cuLaunchGridAsync $f 1 1 $dead",
+            "cuGraphLaunch $x $dead",
+            "cuGraphLaunch 4096 $s",
+            "cuGraphLaunch_ptsz 4096 $s",
+        ] {
+            for _ in 0..3 {
+                let code = client.ask(call);
+                assert_ne!(code, "0", "{call}");
+                assert!(code.parse::<i32>().is_ok(), "{call}: {code}");
+                let after = told();
+                if before.is_empty() {
+                    // The first launch of the process began its row.
+                    assert_eq!((after[0].launched_ns, after[0].pending_ns), (0, 0), "{call}");
+                    before = after;
+                } else {
+                    assert_eq!(after, before, "{call}, known: {known}");
+                }
+            }
+        }
+        client.expect(good, "0");
+        let launched = told()[0].launched_ns - before[0].launched_ns;
+        assert!((1..4 * MS).contains(&launched), "{launched} ns for one kernel");
+        assert!(told()[0].marked_ns <= launched, "{:?}", told());
+        eventually(Duration::from_secs(60), 0, || told()[0].pending_ns);
+    }
 }
 
 #[test]
