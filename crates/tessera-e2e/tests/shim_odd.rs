@@ -118,7 +118,7 @@ fn odd_arguments_where_everything_waits_at_gates_are_answered_with_codes() {
         let machine = Machine::with_context(1, 0);
         let card = CardGrant {
             flags: CardFlags::SWAP,
-            // Gated, but without a cap. Nobody plays the agent, so a launch waits 200 ms for one before it passes.
+            // Gated, but without a cap: nobody plays the agent, and a launch would be paced.
             min_cores_permille: 10,
             ..CardGrant::with_memory(&machine.uuids[0], GIB).unwrap()
         };

@@ -39,7 +39,7 @@ use crate::{
 use cost::{Costs, UNKNOWN_NS};
 use pace::Pace;
 use ring::Bell;
-use streams::{Stream, Streams, key};
+use streams::{Counted, Stream, Streams, key};
 
 const TURNS_PATH: &core::ffi::CStr = c"/run/tessera/account/turns";
 /// A closed gate is looked at again after this time at the latest.
@@ -175,41 +175,59 @@ pub(crate) fn launch_whole(function: u64, stream: u64, form: Form, real: impl Fn
     }
     let then = begin(function, stream, form);
     let code = real();
-    if !then.is_nothing() {
+    if code != SUCCESS || then.mark {
         then.finish(code == SUCCESS, stream, form);
     }
     code
 }
 
-/// What is to be done behind a launch: the address of the stream if it is to be marked, plus 1 if it was measured.
+/// What is to be done behind a launch.
 #[derive(Clone, Copy)]
-struct Then(usize);
+struct Then {
+    /// Nothing for work that passes freely.
+    stream: Option<&'static Stream>,
+    /// The stream is to be marked.
+    mark: bool,
+    /// A measurement was begun.
+    measured: bool,
+    /// What was counted, so that it can be taken back.
+    counted: Counted,
+    /// Time that was booked for pacing, in nanoseconds.
+    paced_ns: u64,
+}
 
 impl Then {
-    const NOTHING: Self = Self(0);
-
-    #[inline]
-    fn is_nothing(self) -> bool {
-        self.0 == 0
-    }
-
-    fn mark(stream: &'static Stream, measured: bool) -> Self {
-        Self(core::ptr::from_ref(stream).expose_provenance() | usize::from(measured))
-    }
+    const NOTHING: Self = Self {
+        stream: None,
+        mark: false,
+        measured: false,
+        counted: Counted {
+            cost_ns: 0,
+            launched_ns: 0,
+            before_ns: 0,
+        },
+        paced_ns: 0,
+    };
 
     #[cold]
     fn finish(self, launched: bool, stream: u64, form: Form) {
         let _errno = KeepErrno::new();
-        let place: *const Stream = core::ptr::with_exposed_provenance(self.0 & !1);
-        // SAFETY: made by `mark` from a stream that is never given back; streams are aligned to 64.
-        let (Some(place), Some(turns)) = (unsafe { place.as_ref() }, turns()) else {
+        let (Some(place), Some(turns)) = (self.stream, turns()) else {
             return;
         };
-        if self.0 & 1 == 1 {
+        if self.measured {
             turns.costs.end(launched, stream, form);
         }
-        if let Some(lane) = place.lane() {
+        let Some(lane) = place.lane() else { return };
+        if launched {
             turns.mark(place, lane, place.publish(lane), stream, form);
+            return;
+        }
+        // Nothing came on the card. A mark would be wrong here: the driver may not know the stream either, and nobody
+        // would ever say that the mark was reached.
+        place.take_back(lane, self.counted);
+        if let Some(pace) = turns.pace.get(place.card()) {
+            pace.give_back(self.paced_ns);
         }
     }
 }
@@ -272,18 +290,31 @@ fn begin(function: u64, stream: u64, form: Form) -> Then {
     let unmarked = place.unmarked_ns.fetch_add(cost, Ordering::Relaxed).wrapping_add(cost);
     // What is not known yet may be long: no more of it than of what has to give way at once.
     let brief = known == 0 || words.is_some_and(|words| words.gate.load(Ordering::Relaxed) & GATE_BRIEF != 0);
-    let then = if brief || unmarked >= MARK_NS {
-        Then::mark(place, turns.make_room(place, function, unmarked, brief, stream, form))
+    let mark = brief || unmarked >= MARK_NS;
+    let room = if mark {
+        turns.make_room(place, function, unmarked, brief, stream, form)
     } else {
-        Then::NOTHING
+        Room::default()
     };
-    place.unpublished_ns.fetch_add(cost, Ordering::Relaxed);
-    let launched = place.publish(lane);
-    place.before_ns.store(launched.wrapping_sub(cost), Ordering::Relaxed);
+    let counted = place.count_now(lane, cost);
     if rung {
         turns.row().ask(place.card(), 0);
     }
-    then
+    Then {
+        stream: Some(place),
+        mark,
+        measured: room.measured,
+        counted,
+        paced_ns: room.paced_ns,
+    }
+}
+
+/// What [`Turns::make_room`] did for a launch.
+#[derive(Clone, Copy, Default)]
+struct Room {
+    measured: bool,
+    /// Booked for pacing, in nanoseconds.
+    paced_ns: u64,
 }
 
 /// The current context where it makes a difference: 0 in a process that has only one.
@@ -384,14 +415,14 @@ impl Turns {
         }
     }
 
-    /// Before a launch that is marked: waits until little is on the card, and paces if no agent does that. Whether the
-    /// launch is measured.
+    /// Before a launch that is marked: waits until little is on the card, and paces if no agent does that.
     #[cold]
-    fn make_room(&self, place: &Stream, function: u64, unmarked: u64, brief: bool, stream: u64, form: Form) -> bool {
+    fn make_room(&self, place: &Stream, function: u64, unmarked: u64, brief: bool, stream: u64, form: Form) -> Room {
+        let mut room = Room::default();
         let _errno = KeepErrno::new();
         self.costs.collect();
         let card = place.card();
-        let Ok(process) = process() else { return false };
+        let Ok(process) = process() else { return room };
         let most = place
             .words()
             .map(|words| words.most_ns.load(Ordering::Relaxed))
@@ -403,9 +434,9 @@ impl Turns {
                 && place
                     .lane()
                     .is_none_or(|lane| lane.done_ns.load(Ordering::Acquire) >= place.before_ns.load(Ordering::Relaxed));
-            let room = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
+            let fits = pending.saturating_add(unmarked) <= most || (second && pending <= PAIR_NS);
             // With one that is under way this is the second.
-            (pending == 0 || (room && (second || !brief)), pending)
+            (pending == 0 || (fits && (second || !brief)), pending)
         };
         let (mut ready, mut pending) = enough();
         let waits = !ready;
@@ -432,10 +463,13 @@ impl Turns {
         let cores = process.cores_permille(Card(card));
         if let Some(pace) = self.pace.get(card).filter(|_| cores > 0 && cores < 1000) {
             while !process.agent_is_heard() {
-                let Some(us) = pace.wait_us(os::now_ns(), unmarked, cores) else {
-                    break;
-                };
-                os::sleep_us(i64::try_from(us).unwrap_or_default());
+                match pace.wait_us(os::now_ns(), unmarked, cores) {
+                    Ok(booked_ns) => {
+                        room.paced_ns = booked_ns;
+                        break;
+                    }
+                    Err(us) => os::sleep_us(i64::try_from(us).unwrap_or_default()),
+                }
             }
         }
         if let Some(words) = place.words()
@@ -450,16 +484,18 @@ impl Turns {
             // The turn ended meanwhile.
             self.wait_for_gate(place, Some(words), stream, form);
         }
-        !is_capturing() && self.costs.begin(function, stream, form)
+        room.measured = !is_capturing() && self.costs.begin(function, stream, form);
+        room
     }
 
     /// Lets the card say when it has done everything that was launched in a stream up to here.
     fn mark(&self, place: &Stream, lane: &Lane, launched_ns: u64, stream: u64, form: Form) {
         place.unmarked_ns.store(0, Ordering::Relaxed);
-        lane.marked_ns.fetch_max(launched_ns, Ordering::AcqRel);
         if let Some(address) = self.device_address(lane)
             && write(stream, form, address, launched_ns)
         {
+            // Only now: what the card will not say to be done is not waited for.
+            lane.marked_ns.fetch_max(launched_ns, Ordering::AcqRel);
             return;
         }
         self.pinned.store(0, Ordering::Relaxed);
@@ -468,7 +504,6 @@ impl Turns {
             return;
         }
         // This driver does not write from streams: the thread waits for its own work instead.
-        self.refused.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's stream.
         let code = unsafe {
             match form {
@@ -477,6 +512,8 @@ impl Turns {
             }
         };
         if code == SUCCESS {
+            // Of a stream that the driver does not know a refusal says nothing.
+            self.refused.fetch_add(1, Ordering::Relaxed);
             lane.done_ns.fetch_max(launched_ns, Ordering::AcqRel);
         }
     }

@@ -33,6 +33,17 @@ pub(super) struct Stream {
     pub(super) unpublished_ns: AtomicU64,
 }
 
+/// A launch as it was counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    /// Its predicted work, in nanoseconds.
+    pub(super) cost_ns: u64,
+    /// What the lane told of with it.
+    pub(super) launched_ns: u64,
+    /// [`Stream::before_ns`] until then.
+    pub(super) before_ns: u64,
+}
+
 /// So much predicted work is told of at the latest.
 const PUBLISH_NS: u64 = MARK_NS / 4;
 
@@ -76,6 +87,41 @@ impl Stream {
     pub(super) fn publish(&self, lane: &Lane) -> u64 {
         let more = self.unpublished_ns.swap(0, Ordering::Relaxed);
         lane.launched_ns.fetch_add(more, Ordering::AcqRel).wrapping_add(more)
+    }
+
+    /// Tells of a launch at once; its work is among [`Stream::unmarked_ns`] already.
+    #[inline]
+    pub(super) fn count_now(&self, lane: &Lane, cost_ns: u64) -> Counted {
+        self.unpublished_ns.fetch_add(cost_ns, Ordering::Relaxed);
+        let launched_ns = self.publish(lane);
+        let before_ns = self
+            .before_ns
+            .swap(launched_ns.wrapping_sub(cost_ns), Ordering::Relaxed);
+        Counted {
+            cost_ns,
+            launched_ns,
+            before_ns,
+        }
+    }
+
+    /// Takes a launch back that the driver refused. Where another thread has launched in this stream meanwhile the lane
+    /// goes on telling of it, until the next mark: nobody waits for work without one.
+    #[cold]
+    pub(super) fn take_back(&self, lane: &Lane, counted: Counted) {
+        let less = |ns: u64| Some(ns.saturating_sub(counted.cost_ns));
+        let (Ok(_) | Err(_)) = self
+            .unmarked_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let without = counted.launched_ns.wrapping_sub(counted.cost_ns);
+        // A mark that covers it will be reached; then it is done.
+        if lane.marked_ns.load(Ordering::Acquire) <= without
+            && lane
+                .launched_ns
+                .compare_exchange(counted.launched_ns, without, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        {
+            self.before_ns.store(counted.before_ns, Ordering::Relaxed);
+        }
     }
 
     /// The card by its place in the grant.
@@ -356,6 +402,40 @@ mod tests {
             lane.launched_ns.fetch_add(n % 2, Ordering::Relaxed);
             lane.marked_ns.fetch_add(n % 2, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn a_launch_that_is_taken_back_leaves_nothing() {
+        let (streams, row): (&Streams, &TurnRow) = (fresh(), fresh());
+        let stream = streams.add(row, key(64, Form::Legacy, || 0), card()).unwrap();
+        let lane = stream.lane().unwrap();
+        let launch = |cost| {
+            stream.unmarked_ns.fetch_add(cost, Ordering::Relaxed);
+            stream.count_now(lane, cost)
+        };
+        let told = || {
+            let unmarked = stream.unmarked_ns.load(Ordering::Relaxed);
+            (lane.read(), unmarked, stream.before_ns.load(Ordering::Relaxed))
+        };
+        launch(300);
+        launch(40);
+        let before = told();
+        assert_eq!(before, ((340, 340), 340, 300));
+        stream.take_back(lane, launch(5_000));
+        assert_eq!(told(), before);
+        // Another thread launched behind it: it stays, and the next mark covers it.
+        let refused = launch(5_000);
+        launch(60);
+        stream.take_back(lane, refused);
+        assert_eq!(lane.read(), (5_400, 5_400));
+        assert_eq!(streams.marked_ns(row, 2), 0, "nobody waits for it");
+        // Another thread marked it: it is done when the card says so, and what comes then is not hidden.
+        let refused = launch(5_000);
+        lane.marked_ns.store(refused.launched_ns, Ordering::Relaxed);
+        stream.take_back(lane, refused);
+        lane.done_ns.store(refused.launched_ns, Ordering::Relaxed);
+        launch(70);
+        assert_eq!(lane.read().1, 70);
     }
 
     #[test]
